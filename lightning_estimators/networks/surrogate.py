@@ -1,0 +1,61 @@
+"""The network that learns a relaxation of the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+__all__ = ["Surrogate"]
+
+
+class Surrogate(nn.Module):
+    r"""$r_\phi$ of RELAX: a perceptron from raw relaxations (and the data) to one number.
+
+    The size of the input is found at the first call, which the modules of this package make when they are built.
+
+    Shapes: `(..., features) -> (...)`.
+
+    Args:
+        hidden: Widths of the hidden layers, at least one. The first paper's toy has `[10]`, its image models
+            two to four layers of 200.
+        activation: What follows each hidden layer; the toy of the first paper has "tanh".
+        signed: Whether $2x - 1$ enters in place of the features x, as in the toy of the first paper.
+
+    Source: first paper, 5.1 and 5.2.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> tuple(Surrogate(hidden=[10], activation="tanh", signed=True)(torch.zeros(6, 5, 3)).shape)
+        (6, 5)
+    """
+
+    def __init__(
+        self,
+        hidden: Sequence[int] = (200, 200),
+        activation: Literal["relu", "tanh"] = "relu",
+        *,
+        signed: bool = False,
+    ) -> None:
+        super().__init__()
+        activations = {"relu": nn.ReLU, "tanh": nn.Tanh}
+        if activation not in activations:
+            raise ValueError(f"expected an activation of {sorted(activations)}, got {activation!r}.")
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"expected at least one hidden layer, of width at least 1 each, got {list(hidden)}.")
+        self.signed = signed
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [nn.LazyLinear(width), activations[activation]()]
+        self.layers = nn.Sequential(*layers, nn.LazyLinear(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(..., features)` to `(...)`."""
+        out: Tensor = self.layers(2 * x - 1 if self.signed else x)
+        return out.squeeze(-1)
+
+    def extra_repr(self) -> str:
+        """Show the settings in `repr`."""
+        return f"signed={self.signed}"
