@@ -1,0 +1,101 @@
+"""A network that predicts the cost from the data, as in NVIL."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_estimators.baselines.base import Baseline, average_over_ranks
+
+__all__ = ["LearnedBaseline"]
+
+
+class LearnedBaseline(Baseline):
+    r"""Subtracts a prediction from the context and the moving average c of what it left: $f - b_\psi(x) - c$.
+
+    ψ minimises the squared signal, by the surrogate optimizer. With `normalize`, the signal is divided by
+    $\max(1, \sqrt v)$, v a moving average of its variance: a positive multiple of an unbiased gradient, so the direction
+    is right in the mean and the length is not, which `unbiased` says.
+
+    Requirements: the estimator is called with a context. Cost: one evaluation of the network.
+
+    Args:
+        network: Maps context features to one number, `(..., features) -> (..., 1)`; by default one hidden layer of
+            100 tanh units, sized at the first call.
+        normalize: Whether to divide by the standard deviation of the signal.
+        decay: Of the moving averages, of past residuals and of their variance, in [0, 1).
+
+    Raises:
+        ValueError: decay is outside [0, 1), or no context is given.
+
+    Source: Mnih & Gregor (2014), *Neural variational inference and learning in belief networks*, algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> signal, loss = LearnedBaseline()(torch.ones(1, 4), torch.randn(4, 3))
+        >>> signal.shape, loss.shape, loss.requires_grad
+        (torch.Size([1, 4]), torch.Size([1, 4]), True)
+    """
+
+    needs_context: ClassVar[bool] = True
+    average: Tensor
+    variance: Tensor
+    started: Tensor
+
+    def __init__(self, network: nn.Module | None = None, normalize: bool = False, decay: float = 0.9) -> None:  # noqa: FBT001
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"LearnedBaseline needs a decay in [0, 1), got {decay!r}.")
+        if network is None:
+            network = nn.Sequential(nn.LazyLinear(100), nn.Tanh(), nn.Linear(100, 1))
+        self.network = network
+        self.normalize = normalize
+        self.decay = decay
+        for name in ("average", "variance", "started"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        """Whether the signal keeps the mean of the gradient: not when it is normalized."""
+        return not self.normalize
+
+    def prepare(self, context: Tensor | None) -> None:
+        """Refuse a missing context; size the network."""
+        super().prepare(context)
+        with torch.no_grad():
+            self.network(context)
+
+    def forward(self, cost: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the (normalized) signal and its square before normalization."""
+        Baseline.prepare(self, context)
+        prediction = self.network(context).squeeze(-1)
+        if prediction.ndim > cost.ndim - 1 or (context is not None and prediction.shape != context.shape[:-1]):
+            raise ValueError(
+                f"the network of LearnedBaseline must map (..., features) to (..., 1): for a context of shape "
+                f"{tuple(context.shape if context is not None else ())} it returned {tuple(prediction.shape)} after squeezing."
+            )
+        residual = cost - prediction.to(cost.dtype)
+        error = residual - self.average.to(cost.dtype)
+        signal = error.detach()
+        if self.normalize:
+            signal = signal / self.variance.to(cost.dtype).sqrt().clamp_min(1.0)
+        if self.training:
+            # After use: what is subtracted above knows only past costs.
+            moments = torch.stack([residual.detach().mean(), error.detach().square().mean()])
+            mean, square = average_over_ranks(moments).to(self.average.dtype)
+            keep = self.decay * self.started
+            self.average.copy_(keep * self.average + (1 - keep) * mean)
+            self.variance.copy_(keep * self.variance + (1 - keep) * square)
+            self.started.fill_(1.0)
+        return signal, error.square()
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return `baseline`, the moving average c, and `signal_variance`, that of the squared signal."""
+        return {"baseline": self.average.detach().clone(), "signal_variance": self.variance.detach().clone()}
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return f"normalize={self.normalize}, decay={self.decay}"

@@ -1,0 +1,76 @@
+"""What estimators need to know of a `torch.distributions.Distribution`: its parameters, its rebuilding, its sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution, Independent, OneHotCategorical
+
+from lightning_estimators.noise import uniform
+
+__all__ = ["base_distribution", "distribution_parameters", "rebuild", "sample"]
+
+
+def base_distribution(q: Distribution) -> Distribution:
+    """Return what is inside any number of `Independent`."""
+    while isinstance(q, Independent):
+        q = q.base_dist
+    return q
+
+
+def distribution_parameters(q: Distribution) -> dict[str, Tensor]:
+    """Return the parameters of q by name, attached to the graph.
+
+    Distributions with `probs` and `logits` are described by their logits, whichever was given. The tensors are the
+    same objects at every call, so a hook can ask for gradients with respect to them.
+
+    Example:
+        >>> import torch
+        >>> q = Independent(Bernoulli(probs=torch.full((2, 3), 0.5)), 1)
+        >>> {name: tuple(p.shape) for name, p in distribution_parameters(q).items()}
+        {'logits': (2, 3)}
+    """
+    base = base_distribution(q)
+    names = [name for name in base.arg_constraints if name != "probs" or "logits" not in base.arg_constraints]
+    return {name: getattr(base, name) for name in names}
+
+
+def rebuild(q: Distribution, parameters: Mapping[str, Tensor]) -> Distribution:
+    """Return a distribution like q on other parameters, which may have more batch axes on the left.
+
+    Raises:
+        TypeError: q cannot be built from its parameters alone.
+    """
+    if isinstance(q, Independent):
+        inner = rebuild(q.base_dist, parameters)
+        return Independent(inner, q.reinterpreted_batch_ndims, validate_args=False)
+    try:
+        return type(q)(**parameters, validate_args=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"expected a distribution that is built from its parameters {sorted(parameters)}, got {type(q).__name__} "
+            f"({error}). Give the base distribution, wrapped in torch.distributions.Independent where needed."
+        ) from error
+
+
+def sample(q: Distribution) -> Tensor:
+    """Draw one sample, shape `batch_shape + event_shape`, without gradient.
+
+    Bernoulli and one-hot categorical samples invert the distribution function, so that noise shared by
+    `noise.CommonNoise` gives equal samples wherever parameters are equal.
+    """
+    base = base_distribution(q)
+    with torch.no_grad():
+        if isinstance(base, Bernoulli):
+            probs = base.probs
+            u = uniform(q.batch_shape, q.event_shape, dtype=probs.dtype, device=probs.device)
+            return (u < probs).to(probs.dtype)
+        if isinstance(base, OneHotCategorical):
+            probs = base.probs
+            u = uniform(q.batch_shape, (*q.event_shape[:-1], 1), dtype=probs.dtype, device=probs.device)
+            # The last category takes what rounding leaves, so the index cannot run out of range.
+            index = (u >= probs.cumsum(-1)[..., :-1]).sum(-1, keepdim=True)
+            return torch.zeros_like(probs).scatter_(-1, index, 1.0)
+        return q.sample()

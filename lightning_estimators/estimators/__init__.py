@@ -1,0 +1,24 @@
+"""Gradient estimators: `estimator(q, f)`, one file each; torch only."""
+
+from lightning_estimators.estimators.base import Estimate, GradientEstimator
+from lightning_estimators.estimators.concrete import Concrete
+from lightning_estimators.estimators.control_variate import ControlVariate
+from lightning_estimators.estimators.enumeration import Enumeration
+from lightning_estimators.estimators.rebar import REBAR
+from lightning_estimators.estimators.reinforce import REINFORCE
+from lightning_estimators.estimators.relax import RELAX
+from lightning_estimators.estimators.relaxed_rebar import RelaxedREBAR
+from lightning_estimators.estimators.stochastic_backprop import StochasticBackprop
+
+__all__ = [
+    "REBAR",
+    "REINFORCE",
+    "RELAX",
+    "Concrete",
+    "ControlVariate",
+    "Enumeration",
+    "Estimate",
+    "GradientEstimator",
+    "RelaxedREBAR",
+    "StochasticBackprop",
+]

@@ -1,0 +1,259 @@
+"""What every gradient estimator is: `estimator(q, f)`, an expectation one can backpropagate through."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributions import Distribution
+
+from lightning_estimators.distributions import base_distribution, distribution_parameters, rebuild, sample
+from lightning_estimators.objectives import Objective, as_objective
+
+__all__ = ["Estimate", "GradientEstimator"]
+
+Cost = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plug-in answers, one entry per sample.
+
+    Attributes:
+        value: f at real samples, shape `(num_samples,) + batch_shape`, still attached to whatever f depends on.
+        gradients: For each parameter of q by name, the estimate of its gradient, shape `(num_samples,)` + its shape.
+            Empty when the value itself carries the gradient (`pathwise` estimators).
+        control: What the estimator's own parameters minimise, shape `(num_samples,) + batch_shape`, usually the sum
+            of squares of the gradient; None when there is nothing to learn.
+    """
+
+    value: Tensor
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    control: Tensor | None = None
+
+
+class GradientEstimator(nn.Module, ABC):
+    r"""Estimates $\nabla_\theta E_{z \sim q_\theta}[f(z)]$.
+
+    Calling it returns a tensor of shape `q.batch_shape` whose *value* is f at real samples and whose *gradient* is
+
+    - with respect to the parameters of q (and through them of the encoder): the estimator;
+    - with respect to whatever f depends on directly (decoder, prior, an entropy term in q): the gradient of f;
+    - with respect to the estimator's own parameters: the gradient of the estimator's variance, weighted by the
+      absolute value of the upstream gradient, so that it does not matter whether the user minimises or maximises.
+
+    Estimators nest: f may itself call an estimator. Under `torch.no_grad()` only the value is computed.
+
+    Implementing one:
+
+    1. Declare the class attributes below. The conformance suite in `lightning_estimators.testing` holds you to them.
+    2. Implement `estimate`. It gets q rebuilt on `leaves`, with the samples as first batch axis, so that one sample of
+       it is `num_samples` samples of the user's q, and derivatives with respect to `leaves` are the per-sample
+       gradients to return.
+    3. Use noise from `lightning_estimators.noise.uniform` (or `distributions.sample`), never from elsewhere, so that
+       nested estimators can share it.
+    4. Own parameters? Return `control`; compute it only `if self.learns()`. Running statistics are persistent
+       buffers, updated in training mode only, from values averaged over all ranks.
+    5. Add a case to the conformance suite.
+
+    Args:
+        num_samples: Samples of z per batch element; the estimate is their average.
+    """
+
+    unbiased: ClassVar[bool]
+    """Whether the mean of the estimate is the gradient."""
+    families: ClassVar[tuple[type[Distribution], ...]]
+    """Families of which q may be, alone or in an `Independent`."""
+    needs_gradient: ClassVar[bool]
+    """Whether f must be differentiable in z, at relaxed z."""
+    evaluations: ClassVar[tuple[int, int]]
+    """Evaluations of f and of its gradient in z per sample (override `cost` where they depend on q)."""
+    pathwise: ClassVar[bool] = False
+    """Whether the gradient flows through the value itself: q arrives attached, and `gradients` stays empty."""
+    min_samples: ClassVar[int] = 1
+    """The least `num_samples` that makes sense."""
+
+    def __init__(self, num_samples: int = 1) -> None:
+        super().__init__()
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < self.min_samples:
+            raise ValueError(
+                f"{type(self).__name__} needs an integer num_samples of at least {self.min_samples}, got {num_samples!r}."
+            )
+        self.num_samples = num_samples
+        self.last_control: Tensor | None = None
+
+    @abstractmethod
+    def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
+        """Answer value, gradients and control loss for one sample of q (see "Implementing one").
+
+        Args:
+            q: Distribution with batch_shape `(num_samples,) + batch_shape`, built on `leaves`.
+            leaves: Its parameters by name (`logits` for discrete families), detached and requiring grad; attached to
+                the user's graph instead if the estimator is `pathwise`.
+            f: The cost; callable, and able to answer `coordinate_change`.
+            context: What learned parts may look at, broadcastable to `batch_shape + (features,)`, or None.
+        """
+
+    def forward(self, q: Distribution, f: Cost, context: Tensor | None = None) -> Tensor:
+        """Return an estimate of E[f(z)] that can be backpropagated.
+
+        Args:
+            q: Distribution whose parameters are attached to the graph.
+            f: Cost to minimise, `sample_shape + batch_shape + event_shape -> sample_shape + batch_shape`.
+            context: Features that learned parts of the estimator may look at (the data x), shape
+                `batch_shape + (features,)`; data, so no gradient flows into it.
+
+        Returns:
+            Tensor of shape `q.batch_shape`.
+
+        Raises:
+            TypeError: q is not of a supported family.
+            ValueError: q is too large, f returns another shape, or needs no gradient where one is needed.
+        """
+        self.check(q)
+        attached = distribution_parameters(q)
+        # Half precision would round probabilities and noise; f still gets the precision it was given.
+        low = next((p.dtype for p in attached.values() if p.dtype in (torch.bfloat16, torch.float16)), None)
+        wide = {name: p.float() if low is not None else p for name, p in attached.items()}
+        autocast = torch.is_autocast_enabled(next(iter(attached.values())).device.type)
+        f = as_objective(f, event_dim=len(q.event_shape), dtype=None if autocast else low)
+        if not self.pathwise:
+            wide = {name: p.detach() for name, p in wide.items()}
+        expanded = {name: p.expand(self.num_samples, *p.shape) for name, p in wide.items()}
+        if not torch.is_grad_enabled() and not self.pathwise:
+            return f(sample(rebuild(q, expanded))).mean(0)
+        if not self.pathwise:
+            for leaf in expanded.values():
+                leaf.requires_grad_()
+        estimate = self.estimate(rebuild(q, expanded), expanded, f, None if context is None else context.detach())
+        self._check_estimate(estimate, q)
+        value = estimate.value.mean(0)
+        names = [name for name in estimate.gradients if attached[name].requires_grad]
+        if names:
+            gradients = [estimate.gradients[name].detach().mean(0) for name in names]
+            value = _Attach.apply(value, *gradients, *(attached[name] for name in names))
+        if estimate.control is not None:
+            # Samples are independent: the variance of their average is a share of the average of their variances.
+            control = estimate.control.mean(0) / self.num_samples
+            self.last_control = control.detach().mean()
+            if torch.is_grad_enabled() and control.requires_grad:
+                own = [p for p in self.parameters() if p.requires_grad]
+                value = value + _Deposit.apply(_Held(control), *own).to(value.dtype)
+        return value
+
+    def check(self, q: Distribution) -> None:
+        """Raise unless this estimator supports distributions like q (same family and event_shape); cheap.
+
+        Modules call it when they are built, so that a combination that cannot work fails there.
+
+        Raises:
+            TypeError: q is not of a supported family.
+        """
+        if not isinstance(base_distribution(q), self.families):
+            given = type(base_distribution(q)).__name__
+            supported = ", ".join(family.__name__ for family in self.families)
+            raise TypeError(
+                f"{type(self).__name__} supports {supported}; got {given}. "
+                "Use an estimator whose `families` include it (REINFORCE takes any distribution with a log_prob)."
+            )
+
+    def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
+        """Check q and give learned parts of unknown size their size; no randomness is left behind.
+
+        Call it before `parameters()` are given to DistributedDataParallel. Called once when a module is built.
+
+        Args:
+            q: A distribution of the family and event_shape that will come.
+            context: A context of the number of features that will come, or None.
+        """
+        self.check(q)
+
+    def cost(self, q: Distribution) -> tuple[int, int]:
+        """Evaluations of f and of its gradient per batch element and call."""
+        f, gradient = self.evaluations
+        return f * self.num_samples, gradient * self.num_samples
+
+    def learns(self) -> bool:
+        """Whether own parameters are to be trained in this call."""
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Figures worth a curve: detached 0-d tensors by name. The base logs `control_loss` once there is one."""
+        return {} if self.last_control is None else {"control_loss": self.last_control}
+
+    def extra_repr(self) -> str:
+        """Show the settings in `repr`."""
+        return f"num_samples={self.num_samples}"
+
+    def _check_estimate(self, estimate: Estimate, q: Distribution) -> None:
+        expected = (self.num_samples, *q.batch_shape)
+        if estimate.value.shape != expected:
+            raise ValueError(
+                f"{type(self).__name__}.estimate must return a value of shape (num_samples,) + batch_shape = "
+                f"{tuple(expected)}, got {tuple(estimate.value.shape)}."
+            )
+
+
+def check_temperature(estimator: GradientEstimator, temperature: float) -> None:
+    """Raise unless the temperature of a relaxation is a positive, finite number."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"{type(estimator).__name__} needs a positive, finite temperature, got {temperature!r}.")
+
+
+class _Attach(torch.autograd.Function):
+    """Identity on the value; sends `upstream * gradient` to each parameter. Inputs: value, gradients, parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *tensors: Tensor) -> Tensor:
+        half = len(tensors) // 2
+        ctx.save_for_backward(*tensors[:half])
+        ctx.dtypes = [parameter.dtype for parameter in tensors[half:]]
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        sent = [
+            (gradient * upstream.reshape(upstream.shape + (1,) * (gradient.ndim - upstream.ndim))).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (upstream, *(None for _ in gradients), *sent)
+
+
+@dataclass
+class _Held:
+    """Hides a tensor from autograd: the deposit differentiates it itself, with respect to own parameters only."""
+
+    control: Tensor
+
+
+class _Deposit(torch.autograd.Function):
+    """Zero in value; its gradient is that of the control loss, with the sign of the upstream gradient ignored.
+
+    Differentiating when backward runs, and not before, weights every batch element by its own upstream gradient.
+    A node of its own, so that gradients asked of anything else (a relaxed sample, say) never pay for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, held: _Held, *own: Tensor) -> Tensor:
+        ctx.control = held.control
+        ctx.save_for_backward(*own)
+        return torch.zeros_like(held.control)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = torch.autograd.grad(
+            ctx.control,
+            ctx.saved_tensors,
+            upstream.abs().to(ctx.control.dtype),
+            retain_graph=True,  # the user may call backward twice; the graph goes when the loss goes
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return (None, *gradients)

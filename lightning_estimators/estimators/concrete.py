@@ -1,0 +1,90 @@
+"""The Concrete (Gumbel-softmax) relaxation, biased, with its straight-through form."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Distribution, OneHotCategorical
+
+from lightning_estimators.estimators.base import Estimate, GradientEstimator, check_temperature
+from lightning_estimators.estimators.relaxation import hard, relax, relaxation
+from lightning_estimators.objectives import Objective
+
+__all__ = ["Concrete"]
+
+
+class Concrete(GradientEstimator):
+    r"""Differentiates f at relaxed samples: $\nabla_\theta f(\sigma_\lambda(z))$; biased.
+
+    Bernoulli: $\sigma((l + \operatorname{logit} u) / \lambda)$; categorical: $\operatorname{softmax}((l + G) / \lambda)$.
+    The value is f at the relaxed sample. With `straight_through` f is evaluated at the hard sample and only its
+    gradient passes through the relaxed one. The bias goes to zero with λ, the variance to infinity.
+
+    Requirements: an f that is differentiable in z. Cost: one evaluation of f and of its gradient per sample.
+
+    Args:
+        temperature: λ, or where it starts if learned; positive.
+        learn_temperature: Whether log λ is trained, on the relaxed objective itself (its gradient is not zero here,
+            and the variance alone would send λ to infinity), so with the sign of the loss.
+        straight_through: Whether f sees the hard sample.
+        num_samples: Samples per batch element.
+
+    Raises:
+        ValueError: The temperature is not positive; f cannot be differentiated in z.
+
+    Source: Maddison, Mnih & Teh (2017), *The Concrete distribution*; Jang, Gu & Poole (2017), *Categorical
+    reparameterization with Gumbel-softmax*, eq. 2 and section 2.2; the first paper, eq. 1.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Independent
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.zeros(1, 3, requires_grad=True)
+        >>> loss = Concrete(temperature=0.3)(Independent(Bernoulli(logits=logits), 1), lambda b: b.square().sum(-1))
+        >>> loss.mean().backward()
+        >>> bool((logits.grad > 0).all())
+        True
+    """
+
+    unbiased: ClassVar[bool] = False
+    families: ClassVar[tuple[type[Distribution], ...]] = (Bernoulli, OneHotCategorical)
+    needs_gradient: ClassVar[bool] = True
+    evaluations: ClassVar[tuple[int, int]] = (1, 1)
+    pathwise: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        learn_temperature: bool = False,  # noqa: FBT001
+        straight_through: bool = False,  # noqa: FBT001
+        num_samples: int = 1,
+    ) -> None:
+        super().__init__(num_samples)
+        check_temperature(self, temperature)
+        self.straight_through = straight_through
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
+
+    def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
+        """Return f at the relaxed (or straight-through) sample."""
+        z = relaxation(q)
+        soft = relax(q, z, self.log_temperature.exp())
+        if self.straight_through:
+            soft = hard(q, z) + (soft - soft.detach())
+        value = f(soft)
+        if soft.requires_grad and not value.requires_grad:
+            raise ValueError(
+                "Concrete differentiates f, but f(z) has no gradient in z. Use REINFORCE or RELAX for a black box."
+            )
+        return Estimate(value)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return `temperature`."""
+        return {**super().diagnostics(), "temperature": self.log_temperature.detach().exp()}
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        learned = self.log_temperature.requires_grad
+        return f"straight_through={self.straight_through}, learn_temperature={learned}, {super().extra_repr()}"

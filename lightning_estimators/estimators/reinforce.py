@@ -1,0 +1,80 @@
+"""REINFORCE: the score function, with a baseline plugged in."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from lightning_estimators.baselines import Baseline, MovingAverage
+from lightning_estimators.distributions import sample
+from lightning_estimators.estimators.base import Estimate, GradientEstimator
+from lightning_estimators.objectives import Objective
+
+__all__ = ["REINFORCE"]
+
+
+class REINFORCE(GradientEstimator):
+    r"""Estimates the gradient by the score function: $(f(z) - c)\, \nabla_\theta \log q_\theta(z)$.
+
+    Requirements: a q with `log_prob`; nothing of f. Cost: one evaluation of f per sample.
+    Unbiased with every baseline but a normalized `LearnedBaseline`, whose gradient is a positive multiple of it.
+
+    Args:
+        baseline: What is subtracted from the cost; by default the moving average of past costs.
+        num_samples: Samples per batch element.
+
+    Raises:
+        ValueError: The baseline needs more samples (`LeaveOneOut`: 2), or a context that is not given.
+
+    Source: Williams (1992), *Simple statistical gradient-following algorithms for connectionist reinforcement learning*.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Independent
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.zeros(1, 3, requires_grad=True)
+        >>> q = Independent(Bernoulli(logits=logits), 1)
+        >>> loss = REINFORCE(num_samples=100)(q, lambda b: (b - 0.3).square().sum(-1))
+        >>> loss.mean().backward()
+        >>> logits.grad.shape
+        torch.Size([1, 3])
+    """
+
+    families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
+    needs_gradient: ClassVar[bool] = False
+    evaluations: ClassVar[tuple[int, int]] = (1, 0)
+
+    def __init__(self, baseline: Baseline | None = None, num_samples: int = 1) -> None:
+        super().__init__(num_samples)
+        self.baseline = MovingAverage() if baseline is None else baseline
+        if num_samples < self.baseline.min_samples:
+            raise ValueError(
+                f"{type(self.baseline).__name__} needs num_samples of at least {self.baseline.min_samples}, got {num_samples}."
+            )
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        """Whether the mean of the estimate is the gradient: as the baseline says."""
+        return self.baseline.unbiased
+
+    def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
+        """Check q; let the baseline refuse a missing context and size itself."""
+        super().prepare(q, context)
+        self.baseline.prepare(context)
+
+    def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
+        """Weight the score by the learning signal."""
+        z = sample(q)
+        value = f(z)
+        signal, control = self.baseline(value.detach(), context)
+        # The score of one sample depends on that sample's parameters only, so weighting the log-probabilities
+        # by the signal weights every score by its own.
+        (*gradients,) = torch.autograd.grad((signal * q.log_prob(z)).sum(), list(leaves.values()))
+        return Estimate(value, dict(zip(leaves, gradients, strict=True)), control)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Return those of the base and of the baseline."""
+        return {**super().diagnostics(), **self.baseline.diagnostics()}

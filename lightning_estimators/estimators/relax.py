@@ -1,0 +1,79 @@
+"""RELAX: a network as control variate, for costs that are a black box."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from lightning_estimators.estimators.control_variate import ControlVariate
+from lightning_estimators.networks import Surrogate
+from lightning_estimators.objectives import Objective
+
+__all__ = ["RELAX"]
+
+
+class RELAX(ControlVariate):
+    r"""Estimates the gradient with a learned control variate $c(z) = r_\phi(z)$ on the raw relaxation z; unbiased.
+
+    $\hat g = [f(b) - r_\phi(\tilde z)] \nabla_l \log q(b) + \nabla_l r_\phi(z) - \nabla_l r_\phi(\tilde z)$;
+    φ minimises the variance of $\hat g$.
+
+    Requirements: nothing of f, which is evaluated on hard samples only. Cost: one evaluation of f per sample; two of
+    $r_\phi$ and its gradient, and a second derivative of $r_\phi$.
+
+    Args:
+        surrogate: $r_\phi$: maps the flattened z, with the context behind it if there is one, to one number,
+            `(..., features) -> (..., 1)` or `(...)`; twice differentiable in z almost everywhere. By default
+            `networks.Surrogate()`, two hidden layers of 200 ReLU units, sized at the first call.
+        num_samples: Samples per batch element.
+
+    Raises:
+        ValueError: The surrogate answers with another shape.
+
+    Source: the first paper, eq. 10 in the form of Grathwohl et al. (2018), *Backpropagation through the void*, eq. 8.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Independent
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.zeros(64, 3, requires_grad=True)
+        >>> relax = RELAX(surrogate=nn.Sequential(nn.Linear(3, 10), nn.Tanh(), nn.Linear(10, 1)))
+        >>> relax(Independent(Bernoulli(logits=logits), 1), lambda b: b.round().prod(-1)).mean().backward()
+        >>> all(p.grad is not None for p in relax.parameters())
+        True
+    """
+
+    needs_gradient: ClassVar[bool] = False
+    evaluations: ClassVar[tuple[int, int]] = (1, 0)
+
+    def __init__(self, surrogate: nn.Module | None = None, num_samples: int = 1) -> None:
+        super().__init__(num_samples)
+        self.surrogate = Surrogate() if surrogate is None else surrogate
+
+    def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
+        """Check q and size the surrogate."""
+        super().prepare(q, context)
+        with torch.no_grad():
+            evaluate_surrogate(self.surrogate, q, q.mean, context)
+
+    def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
+        """Return r_φ(z)."""
+        return evaluate_surrogate(self.surrogate, q, z, context)
+
+
+def evaluate_surrogate(surrogate: nn.Module, q: Distribution, z: Tensor, context: Tensor | None) -> Tensor:
+    """Return r_φ(z, context), shape of z without its event axes."""
+    lead = z.shape[: z.ndim - len(q.event_shape)]
+    features = z.reshape(*lead, -1)
+    if context is not None:
+        features = torch.cat([features, context.to(z.dtype).expand(*lead, context.shape[-1])], -1)
+    out: Tensor = surrogate(features)
+    if out.shape != lead and out.shape != (*lead, 1):
+        raise ValueError(
+            f"a surrogate must map (..., {features.shape[-1]}) to (..., 1) or (...): for an input of shape "
+            f"{tuple(features.shape)} it returned {tuple(out.shape)}."
+        )
+    return out.reshape(lead)

@@ -1,0 +1,82 @@
+"""The continuous relaxation of discrete variables, and its conditional given the discrete sample, in closed form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution
+from torch.nn.functional import softplus
+
+from lightning_estimators.distributions import base_distribution
+from lightning_estimators.noise import uniform
+
+__all__ = ["conditional_relaxation", "hard", "relax", "relaxation", "score"]
+
+
+def relaxation(q: Distribution) -> Tensor:
+    r"""Draw the unconstrained z of which the discrete sample is a threshold, differentiable in the logits.
+
+    Bernoulli: $z = l + \operatorname{logit} u$, b = 1[z > 0]. Categorical: $z = \log\pi + G$, b = argmax z.
+
+    Returns:
+        Tensor of shape `batch_shape + event_shape`.
+    """
+    logits = _logits(q)
+    u = uniform(q.batch_shape, q.event_shape, dtype=logits.dtype, device=logits.device)
+    if isinstance(base_distribution(q), Bernoulli):
+        return logits + u.log() - torch.log1p(-u)
+    return logits - _log_exponential(u)
+
+
+def hard(q: Distribution, z: Tensor) -> Tensor:
+    """Return the discrete sample of which z is the relaxation, without gradient."""
+    z = z.detach()
+    if isinstance(base_distribution(q), Bernoulli):
+        return (z > 0).to(z.dtype)
+    return torch.zeros_like(z).scatter_(-1, z.argmax(-1, keepdim=True), 1.0)
+
+
+def conditional_relaxation(q: Distribution, b: Tensor) -> Tensor:
+    r"""Draw $\tilde z \sim z \mid b$, differentiable in the logits at fixed noise v.
+
+    Bernoulli: with s = ±1 for b = 1, 0 and $v_1 = v, v_0 = 1 - v$,
+    $\tilde z = s\,[\operatorname{softplus}(s l + \log v_b) - \log(1 - v_b)]$, which is $l + \operatorname{logit} v'$ of
+    the papers without the rounding of v' to 0 or 1. Categorical: $\tilde z_b = -\log E_b$ for the chosen class and
+    $\tilde z_i = -\log(E_i / \pi_i + E_b)$ for the others, E standard exponential.
+
+    Source: Tucker et al. (2017), *REBAR*, appendix; Grathwohl et al. (2018), *RELAX*, appendix.
+    """
+    logits = _logits(q)
+    v = uniform(q.batch_shape, q.event_shape, dtype=logits.dtype, device=logits.device)
+    if isinstance(base_distribution(q), Bernoulli):
+        sign = 2 * b - 1
+        log_v, log_w = v.log(), torch.log1p(-v)
+        log_vb, log_wb = torch.where(b > 0, log_v, log_w), torch.where(b > 0, log_w, log_v)
+        return sign * (softplus(sign * logits + log_vb) - log_wb)
+    log_e = _log_exponential(v)
+    log_e_chosen = (log_e * b).sum(-1, keepdim=True)
+    others = torch.logaddexp(log_e - logits, log_e_chosen)
+    return -torch.where(b > 0, log_e_chosen, others)
+
+
+def relax(q: Distribution, z: Tensor, temperature: Tensor | float) -> Tensor:
+    """Map z towards the hard sample: sigmoid or softmax of z / temperature."""
+    if isinstance(base_distribution(q), Bernoulli):
+        return torch.sigmoid(z / temperature)
+    return torch.softmax(z / temperature, -1)
+
+
+def score(q: Distribution, b: Tensor) -> Tensor:
+    """Return the gradient of log q(b) in the (unnormalised) logits: b - p."""
+    return b - base_distribution(q).mean.detach()
+
+
+def _logits(q: Distribution) -> Tensor:
+    base = base_distribution(q)
+    logits: Tensor = base.logits  # type: ignore[attr-defined]
+    return logits
+
+
+def _log_exponential(u: Tensor) -> Tensor:
+    """Log of a standard exponential variable; minus a standard Gumbel one."""
+    return (-u.log()).log()

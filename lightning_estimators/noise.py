@@ -1,0 +1,84 @@
+"""Uniform noise, and common random numbers for estimators that are nested in one another.
+
+Every estimator of the package draws through `uniform`, so that one place decides its range, its precision and
+what is shared. `CommonNoise` lets an outer estimator evaluate its cost at several points under *one* draw of the noise
+inside that cost (the latents of an inner estimator): differences between the points then carry no inner noise, which
+lowers the variance and, since every point keeps its own distribution, changes no mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["CommonNoise", "uniform"]
+
+# Batch axes along which noise is drawn once, each named by how many batch axes stand to its right
+# (inner estimators add axes on the left only, so that count is the same at every depth).
+_shared_axes: ContextVar[tuple[int, ...]] = ContextVar("shared_axes", default=())
+
+
+def uniform(
+    batch_shape: Sequence[int], event_shape: Sequence[int], *, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Draw U(0, 1) noise of shape `batch_shape + event_shape` that is never exactly 0 or 1.
+
+    Args:
+        batch_shape: Axes of which those shared by an enclosing `CommonNoise.replay` get one draw, broadcast.
+        event_shape: Axes that are always drawn independently.
+        dtype: Floating type; at least float32, since coarser noise would bias every sample.
+        device: Where to draw, from that device's global generator.
+
+    Returns:
+        Tensor of shape `batch_shape + event_shape`, possibly an expanded view.
+    """
+    full = (*batch_shape, *event_shape)
+    drawn = list(full)
+    for right in _shared_axes.get():
+        if right < len(batch_shape):
+            drawn[len(batch_shape) - 1 - right] = 1
+    # rand is in [0, 1): 0 becomes the smallest normal number, whose logit (-87 in float32) is finite.
+    return torch.rand(drawn, dtype=dtype, device=device).clamp_min_(torch.finfo(dtype).tiny).expand(full)
+
+
+class CommonNoise:
+    """Remember the generator's state now; evaluate again under the same noise later.
+
+    Args:
+        device: Device whose generator is replayed.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> noise = CommonNoise(torch.device("cpu"))
+        >>> once = uniform((5,), (), dtype=torch.float32, device=torch.device("cpu"))
+        >>> with noise.replay(new_axis=1):  # the new axis stands left of one batch axis
+        ...     twice = uniform((2, 5), (), dtype=torch.float32, device=torch.device("cpu"))
+        >>> bool((twice == once).all())
+        True
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+    @contextmanager
+    def replay(self, new_axis: int) -> Iterator[None]:
+        """Draw what was drawn since the snapshot again, the same along one more batch axis.
+
+        Args:
+            new_axis: How many batch axes stand to the right of the new one.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.state, self.device)
+        else:
+            torch.set_rng_state(self.state)
+        token = _shared_axes.set((*_shared_axes.get(), new_axis))
+        try:
+            yield
+        finally:
+            _shared_axes.reset(token)

@@ -1,0 +1,24 @@
+"""The rule of the Bernoulli distribution."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution
+
+from lightning_estimators.distributions import base_distribution
+from lightning_estimators.objectives import Objective
+from lightning_estimators.rules.base import register_rule
+
+__all__ = ["bernoulli_rule"]
+
+
+@register_rule(Bernoulli)
+def bernoulli_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
+    r"""Return $p'_j [f(1, z_{-j}) - f(0, z_{-j})]$ with $p' = p (1 - p)$, the derivative in the logits.
+
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 16.
+    """
+    # Both points come from one change: f(1) - f(0) is the change of flipping z_j, with the sign of the flip.
+    difference = (1 - 2 * z) * f.coordinate_change(z, 1 - z)
+    variance = base_distribution(q).variance.detach()
+    return {"logits": variance * difference}

@@ -1,0 +1,30 @@
+"""The rule of the one-hot categorical distribution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, OneHotCategorical
+
+from lightning_estimators.distributions import base_distribution
+from lightning_estimators.objectives import Objective
+from lightning_estimators.rules.base import register_rule
+
+__all__ = ["categorical_rule"]
+
+
+@register_rule(OneHotCategorical)
+def categorical_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
+    r"""Return $\sum_k \nabla \pi_k\, [f(k, z_{-j}) - f(z)]$ over the K - 1 alternatives to the sampled class.
+
+    The reference class of the paper's eq. 17 is the sampled one here: any does, since $\sum_k \nabla \pi_k = 0$, and with
+    this one f(z) is already known. In the logits $\nabla \pi_k = \pi_k (e_k - \pi)$.
+
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 17.
+    """
+    # Alternative a of every variable is the class a places further on, so none of them is the sampled one.
+    alternatives = torch.stack([z.roll(a, -1) for a in range(1, z.shape[-1])])
+    changes = f.coordinate_change(z, alternatives)
+    by_class = (alternatives * changes.unsqueeze(-1)).sum(0)  # zero for the sampled class
+    probs = base_distribution(q).mean.detach()
+    return {"logits": probs * (by_class - (probs * by_class).sum(-1, keepdim=True))}
