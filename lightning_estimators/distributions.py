@@ -1,4 +1,4 @@
-"""What estimators need to know of a `torch.distributions.Distribution`: its parameters, its rebuilding, its sampling."""
+"""What estimators need to know of a `torch.distributions.Distribution`: parameters, rebuilding, sampling."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def rebuild(q: Distribution, parameters: Mapping[str, Tensor]) -> Distribution:
         inner = rebuild(q.base_dist, parameters)
         return Independent(inner, q.reinterpreted_batch_ndims, validate_args=False)
     try:
-        return type(q)(**parameters, validate_args=False)
+        return type(q)(**dict(parameters), validate_args=False)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"expected a distribution that is built from its parameters {sorted(parameters)}, got {type(q).__name__} "

@@ -16,8 +16,8 @@ class LearnedBaseline(Baseline):
     r"""Subtracts a prediction from the context and the moving average c of what it left: $f - b_\psi(x) - c$.
 
     ψ minimises the squared signal, by the surrogate optimizer. With `normalize`, the signal is divided by
-    $\max(1, \sqrt v)$, v a moving average of its variance: a positive multiple of an unbiased gradient, so the direction
-    is right in the mean and the length is not, which `unbiased` says.
+    $\max(1, \sqrt v)$, v a moving average of its variance: a positive multiple of an unbiased gradient, so the
+    direction is right in the mean and the length is not, which `unbiased` says.
 
     Requirements: the estimator is called with a context. Cost: one evaluation of the network.
 
@@ -72,10 +72,11 @@ class LearnedBaseline(Baseline):
         """Return the (normalized) signal and its square before normalization."""
         Baseline.prepare(self, context)
         prediction = self.network(context).squeeze(-1)
-        if prediction.ndim > cost.ndim - 1 or (context is not None and prediction.shape != context.shape[:-1]):
+        given = () if context is None else tuple(context.shape)
+        if prediction.shape != given[:-1]:
             raise ValueError(
-                f"the network of LearnedBaseline must map (..., features) to (..., 1): for a context of shape "
-                f"{tuple(context.shape if context is not None else ())} it returned {tuple(prediction.shape)} after squeezing."
+                f"the network of LearnedBaseline must map (..., features) to (..., 1): for a context of shape {given} "
+                f"it returned {tuple(prediction.shape)} after squeezing."
             )
         residual = cost - prediction.to(cost.dtype)
         error = residual - self.average.to(cost.dtype)

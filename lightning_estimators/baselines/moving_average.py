@@ -14,7 +14,8 @@ class MovingAverage(Baseline):
     r"""Subtracts the average of *past* costs: $f - c$, then $c \leftarrow \rho c + (1 - \rho) \bar f$.
 
     The average starts at the mean of the first costs seen, which are themselves used with $c = 0$: the current cost
-    is never in what is subtracted from it. Under distributed training the costs of all ranks enter. Frozen in eval mode.
+    is never in what is subtracted from it. Under distributed training the costs of all ranks enter. Frozen in eval
+    mode.
 
     Args:
         decay: ρ, in [0, 1).

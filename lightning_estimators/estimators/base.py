@@ -82,7 +82,8 @@ class GradientEstimator(nn.Module, ABC):
         super().__init__()
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < self.min_samples:
             raise ValueError(
-                f"{type(self).__name__} needs an integer num_samples of at least {self.min_samples}, got {num_samples!r}."
+                f"{type(self).__name__} needs an integer num_samples of at least {self.min_samples}, "
+                f"got {num_samples!r}."
             )
         self.num_samples = num_samples
         self.last_control: Tensor | None = None
@@ -246,7 +247,7 @@ class _Deposit(torch.autograd.Function):
         return torch.zeros_like(held.control)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = torch.autograd.grad(
             ctx.control,

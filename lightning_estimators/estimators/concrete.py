@@ -19,9 +19,10 @@ __all__ = ["Concrete"]
 class Concrete(GradientEstimator):
     r"""Differentiates f at relaxed samples: $\nabla_\theta f(\sigma_\lambda(z))$; biased.
 
-    Bernoulli: $\sigma((l + \operatorname{logit} u) / \lambda)$; categorical: $\operatorname{softmax}((l + G) / \lambda)$.
-    The value is f at the relaxed sample. With `straight_through` f is evaluated at the hard sample and only its
-    gradient passes through the relaxed one. The bias goes to zero with λ, the variance to infinity.
+    Bernoulli: $\sigma((l + \operatorname{logit} u) / \lambda)$; categorical:
+    $\operatorname{softmax}((l + G) / \lambda)$. The value is f at the relaxed sample. With `straight_through` f is
+    evaluated at the hard sample and only its gradient passes through the relaxed one. The bias goes to zero with λ, the
+    variance to infinity.
 
     Requirements: an f that is differentiable in z. Cost: one evaluation of f and of its gradient per sample.
 

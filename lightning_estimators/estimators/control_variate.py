@@ -27,7 +27,7 @@ class ControlVariate(GradientEstimator):
 
     Source: Grathwohl et al. (2018), *Backpropagation through the void*, eq. 8; the first paper, eqs. 9 and 10 with the
     first factor of eq. 9 read as f(H(z)).
-    """  # noqa: D400, D415
+    """  # noqa: D415
 
     unbiased: ClassVar[bool] = True
     families: ClassVar[tuple[type[Distribution], ...]] = (Bernoulli, OneHotCategorical)
@@ -64,13 +64,13 @@ class ControlVariate(GradientEstimator):
             q, b
         ) + pathwise
         control = gradient.square().flatten(len(q.batch_shape)).sum(-1) if learns else None
-        return Estimate(value, {name: gradient for name in leaves}, control)
+        return Estimate(value, dict.fromkeys(leaves, gradient), control)
 
     def _gradient(self, c: Tensor, leaf: Tensor, *, create_graph: bool) -> Tensor:
         if not c.requires_grad:
             raise ValueError(
-                f"{type(self).__name__} differentiates its control variate in z, but it has no gradient there: f must be "
-                "differentiable at relaxed samples. For a black-box f use RELAX, REINFORCE or StochasticBackprop."
+                f"{type(self).__name__} differentiates its control variate in z, but it has no gradient there: f must "
+                "be differentiable at relaxed samples. For a black-box f use RELAX, REINFORCE or StochasticBackprop."
             )
         (gradient,) = torch.autograd.grad(
             c.sum(), leaf, create_graph=create_graph, allow_unused=True, materialize_grads=True

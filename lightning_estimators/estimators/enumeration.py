@@ -17,7 +17,7 @@ __all__ = ["Enumeration"]
 
 
 class Enumeration(GradientEstimator):
-    r"""Computes $\sum_z q_\theta(z) f(z)$ and its gradient exactly: the oracle of tests, and an estimator for small models.
+    r"""Computes $\sum_z q_\theta(z) f(z)$ and its gradient exactly: the oracle of tests, an estimator for small models.
 
     Requirements: a support of at most `limit` points. Cost: one evaluation of f per point of the support, at once.
 
@@ -55,7 +55,7 @@ class Enumeration(GradientEstimator):
         if categories**variables > self.limit:
             raise ValueError(
                 f"the support has {categories}^{variables} = {categories**variables} points, more than the limit of "
-                f"{self.limit}. Use an estimator that samples (StochasticBackprop has the lowest variance), or raise `limit`."
+                f"{self.limit}. Use an estimator that samples (StochasticBackprop varies least), or raise `limit`."
             )
 
     def cost(self, q: Distribution) -> tuple[int, int]:

@@ -29,7 +29,8 @@ class REINFORCE(GradientEstimator):
     Raises:
         ValueError: The baseline needs more samples (`LeaveOneOut`: 2), or a context that is not given.
 
-    Source: Williams (1992), *Simple statistical gradient-following algorithms for connectionist reinforcement learning*.
+    Source: Williams (1992), *Simple statistical gradient-following algorithms for connectionist reinforcement
+    learning*.
 
     Example:
         >>> import torch
@@ -52,7 +53,8 @@ class REINFORCE(GradientEstimator):
         self.baseline = MovingAverage() if baseline is None else baseline
         if num_samples < self.baseline.min_samples:
             raise ValueError(
-                f"{type(self.baseline).__name__} needs num_samples of at least {self.baseline.min_samples}, got {num_samples}."
+                f"{type(self.baseline).__name__} needs num_samples of at least {self.baseline.min_samples}, "
+                f"got {num_samples}."
             )
 
     @property

@@ -30,8 +30,8 @@ class RelaxedREBAR(REBAR):
         num_samples: Samples per batch element.
 
     Raises:
-        ValueError: The temperature is not positive; f cannot be differentiated at relaxed samples; the surrogate answers
-            with another shape.
+        ValueError: The temperature is not positive; f cannot be differentiated at relaxed samples; the surrogate
+            answers with another shape.
 
     Source: the first paper, section 5.2; Grathwohl et al. (2018), *Backpropagation through the void*, section 3.
 

@@ -17,13 +17,13 @@ __all__ = ["StochasticBackprop"]
 
 
 class StochasticBackprop(GradientEstimator):
-    r"""Estimates the gradient by the exact rule of the family, in every coordinate, at a sample of the others; unbiased.
+    r"""Estimates the gradient by the exact rule of the family, in every coordinate, at a sample of the others.
 
     Bernoulli: $p_j' [f(1, z_{-j}) - f(0, z_{-j})]$. Categorical: the sum over K - 1 alternatives against a reference.
 
-    Requirements: nothing of f. Cost: the changes of f in every coordinate, through `coordinate_change`: D (or D (K - 1))
-    evaluations for a plain callable, in chunks, without gradient; one rank-one update each for an objective that knows
-    its structure (`lightning_estimators.objectives`). One evaluation of f with gradient.
+    Unbiased. Requirements: nothing of f. Cost: one evaluation of f with gradient, and its changes in every coordinate
+    through `coordinate_change`: D (or D (K - 1)) evaluations for a plain callable, in chunks, without gradient; one
+    rank-one update each for an objective that knows its structure (`lightning_estimators.objectives`).
 
     Args:
         num_samples: S, samples per batch element; the paper finds one enough.
