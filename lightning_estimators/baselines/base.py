@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_estimators.configurable import Configurable
+
 __all__ = ["Baseline", "average_over_ranks"]
 
 
-class Baseline(nn.Module, ABC):
+class Baseline(Configurable, nn.Module, ABC):
     """Turns costs into learning signals.
 
     Implementing one: `forward` returns the signal, and what own parameters minimise. The signal of a sample may

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution
 
+from lightning_estimators.configurable import Configurable
 from lightning_estimators.distributions import base_distribution, distribution_parameters, rebuild, sample
 from lightning_estimators.objectives import Objective, as_objective
 
@@ -37,7 +38,7 @@ class Estimate:
     control: Tensor | None = None
 
 
-class GradientEstimator(nn.Module, ABC):
+class GradientEstimator(Configurable, nn.Module, ABC):
     r"""Estimates $\nabla_\theta E_{z \sim q_\theta}[f(z)]$.
 
     Calling it returns a tensor of shape `q.batch_shape` whose *value* is f at real samples and whose *gradient* is

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from lightning_estimators.configurable import Configurable
+
 __all__ = ["MLP"]
 
 
-class MLP(nn.Module):
+class MLP(Configurable, nn.Module):
     """Linear layers with an activation between them; without hidden layers, one linear layer.
 
     The first layer is linear and kept apart from the rest (`first`, `rest`), because the change of its output when one

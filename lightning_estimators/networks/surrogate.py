@@ -7,10 +7,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lightning_estimators.configurable import Configurable
+
 __all__ = ["Surrogate"]
 
 
-class Surrogate(nn.Module):
+class Surrogate(Configurable, nn.Module):
     r"""$r_\phi$ of RELAX: a perceptron from raw relaxations (and the data) to one number.
 
     The size of the input is found at the first call, which the modules of this package make when they are built.
