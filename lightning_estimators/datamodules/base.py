@@ -1,0 +1,234 @@
+"""What every image dataset is: splits held as bytes, binarized in one place, loaded as whole batches."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_estimators.datamodules.batches import STATIC, Batches, sample_pixels, seeded_generator
+
+__all__ = ["Binarization", "ImageDataModule", "Splits"]
+
+Binarization = Literal["dynamic", "static", "threshold", "none"]
+
+
+class Splits(NamedTuple):
+    """Images as bytes (uint8), each of shape `(N,) + image_shape`."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+
+class ImageDataModule(pl.LightningDataModule, ABC):
+    """Images for generative models, without labels.
+
+    A batch is one float32 tensor of shape `(batch_size,) + image_shape` in [0, 1]. Images live in memory as bytes and
+    there are no workers. Under DDP each rank loads its share (see `Batches`).
+
+    How grey levels become zeros and ones (a byte v is taken as the probability v / 255):
+
+    - `dynamic`: training images are drawn anew at each visit. Validation and test images are drawn once, by the seed,
+      so that curves and bounds can be compared.
+    - `static`: all images are drawn once, by the seed.
+    - `threshold`: 1 where v / 255 > 0.5.
+    - `none`: grey levels stay.
+
+    Another `seed` is another experiment's data: another order and other draws, and, where the dataset comes without
+    a split of its own (`Digits`, `Omniglot`), another split. Give `fit` and `test` the same one.
+
+    Implementing one:
+
+    1. Set the class attribute `image_shape`, and `seeded_split = True` if `load` splits by the seed.
+    2. Implement `load`: read everything under `self.root` and return `Splits`; raise FileNotFoundError through
+       `self.not_found(...)` when files are missing.
+    3. If it can be downloaded, override `fetch`, which must do nothing if the files are there.
+    4. Change no other state: `load` runs on every rank, `fetch` on one rank of each node.
+
+    Attributes:
+        image_shape: (channels, height, width), known before `setup`.
+        mean: After `setup`, the mean of each pixel of the training images as the model sees them, in expectation over
+            the binarization; shape `image_shape`.
+
+    Args:
+        root: Folder in which the files are, or go, in torchvision's layout.
+        batch_size: Images in a training batch of each rank; an epoch's last batch may be smaller.
+        eval_batch_size: The same for validation, test and prediction.
+        binarization: One of the above.
+        seed: Seed of splits, of the order of training images, and of binarization.
+        download: Whether to download files that are missing.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        FileNotFoundError: In `setup`, if files are missing.
+
+    Example:
+        >>> from lightning_estimators.datamodules import Digits
+        >>> data = Digits(batch_size=50)
+        >>> data.setup("fit")
+        >>> next(iter(data.train_dataloader())).shape
+        torch.Size([50, 1, 8, 8])
+    """
+
+    image_shape: ClassVar[tuple[int, int, int]]
+    seeded_split: ClassVar[bool] = False
+    """Whether the seed decides which images are for training and which for test."""
+
+    def __init__(
+        self,
+        root: str | Path = "data",
+        *,
+        batch_size: int = 100,
+        eval_batch_size: int = 100,
+        binarization: Binarization = "dynamic",
+        seed: int = 0,
+        download: bool = False,
+    ) -> None:
+        super().__init__()
+        # Before it is saved: checkpoints are read with weights_only=True, which knows no Path.
+        root = os.path.expanduser(os.fspath(root))
+        _check_integer("batch_size", batch_size, least=1)
+        _check_integer("eval_batch_size", eval_batch_size, least=1)
+        _check_integer("seed", seed, least=0)
+        if binarization not in get_args(Binarization):
+            raise ValueError(f"binarization must be one of {', '.join(get_args(Binarization))}, got {binarization!r}")
+        self.save_hyperparameters()
+        self.root = root
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.binarization = binarization
+        self.seed = seed
+        self.download = download
+        self._splits: Splits | None = None
+        self._mean: Tensor | None = None
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Read the images of all splits."""
+
+    def fetch(self) -> None:
+        """Download what is missing."""
+
+    def prepare_data(self) -> None:
+        """Download, if that was asked for. Runs on one process of each node, before `setup`."""
+        if not self.download:
+            return
+        try:
+            self.fetch()
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(
+                f"{type(self).__name__} could not be downloaded into {os.path.abspath(self.root)!r}: {error}\n"
+                "Expected a connection to the internet and a folder that can be written; without them, bring the files "
+                "there by other means and leave out download=True (--data.download true)"
+            ) from error
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load all splits, whatever the stage, once."""
+        if self._splits is not None:
+            return
+        splits = self.load()
+        for name, images in splits._asdict().items():
+            if images.dtype != torch.uint8 or images.shape[1:] != self.image_shape or len(images) == 0:
+                raise ValueError(
+                    f"{type(self).__name__}: the {name} images must be bytes (torch.uint8) of shape (N,) + "
+                    f"{self.image_shape} with N > 0, got {images.dtype} of shape {tuple(images.shape)}"
+                )
+        if self.binarization == "threshold":
+            splits = Splits(*((images > 127).to(torch.uint8) * 255 for images in splits))
+        elif self.binarization != "none":
+            # One generator per split, so that a change in the size of one does not change the others.
+            static = [
+                sample_pixels(images, seeded_generator(self.seed, STATIC, which)).to(torch.uint8) * 255
+                for which, images in enumerate(splits)
+            ]
+            splits = Splits(splits.train if self.binarization == "dynamic" else static[0], *static[1:])
+        self._splits = splits
+        # In float64: a float32 sum over 50,000 images is wrong in the fourth digit.
+        self._mean = (splits.train.sum(0, dtype=torch.float64) / (255 * len(splits.train))).float()
+
+    @property
+    def splits(self) -> Splits:
+        """The images after `setup`: bytes, of which the training images of `dynamic` are still probabilities."""
+        if self._splits is None:
+            raise RuntimeError(f"call {type(self).__name__}.setup() before asking for images")
+        return self._splits
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean training image, shape `image_shape`, after `setup`."""
+        if self._mean is None:
+            raise RuntimeError(f"call {type(self).__name__}.setup() before asking for the mean")
+        return self._mean
+
+    def train_dataloader(self) -> Batches:
+        """Training batches in an order of each epoch's own (in the order of the data under `overfit_batches`)."""
+        rank, world_size = self._shard()
+        # Lightning turns shuffling off for loaders of torch's class only.
+        overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
+        return Batches(
+            self.splits.train,
+            self.batch_size,
+            shuffle=not overfit,
+            resample=self.binarization == "dynamic",
+            seed=self.seed,
+            pad=True,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def val_dataloader(self) -> Batches:
+        """Validation batches: the same in every epoch."""
+        return self._evaluation(self.splits.val)
+
+    def test_dataloader(self) -> Batches:
+        """Test batches."""
+        return self._evaluation(self.splits.test)
+
+    def predict_dataloader(self) -> Batches:
+        """Test batches."""
+        return self.test_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint should know to notice that it is used with another split."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn if the checkpoint's model was trained on another split than this one."""
+        if self.seeded_split and state_dict.get("seed", self.seed) != self.seed:
+            warnings.warn(
+                f"the checkpoint was trained on {type(self).__name__}(seed={state_dict['seed']}), this is "
+                f"seed={self.seed}, which splits the data otherwise: images that the model was trained on are among "
+                f"those of validation and test. Use seed={state_dict['seed']} (--data.seed {state_dict['seed']})",
+                stacklevel=2,
+            )
+
+    def not_found(self, folder: str, missing: list[str]) -> FileNotFoundError:
+        """The error to raise when files are missing.
+
+        Args:
+            folder: Where they should be.
+            missing: Their names.
+        """
+        return FileNotFoundError(
+            f"{type(self).__name__}: {os.path.abspath(folder)!r} lacks {', '.join(missing)}. Download them with "
+            "download=True (--data.download true), or set root (--data.root) to the folder that has them"
+        )
+
+    def _evaluation(self, images: Tensor) -> Batches:
+        rank, world_size = self._shard()
+        return Batches(images, self.eval_batch_size, seed=self.seed, rank=rank, world_size=world_size)
+
+    def _shard(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def _check_integer(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
