@@ -1,0 +1,451 @@
+"""The LightningModule under every model: a loss per example, one backward, two optimizers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import struct
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lightning_estimators.estimators import GradientEstimator
+from lightning_estimators.modules.safeguards import all_finite, describe_nonfinite, nonfinite_names, refuse_unsupported
+
+__all__ = ["EstimatorModule"]
+
+_STATE = "estimator_module"  # key of what this class adds to a checkpoint
+
+
+class EstimatorModule(pl.LightningModule, ABC):
+    r"""Trains a model and the gradient estimators inside it, each with an optimizer of its own.
+
+    Every training step is one forward pass, one backward of the mean cost, which fills the gradients of the model and
+    of the estimators' own parameters (baselines, temperatures, surrogate networks) at once, one step of
+    `surrogate_optimizer` on the latter and one step of `optimizer` on everything else. Together they count as one
+    `global_step`. The optimization is manual in Lightning's sense, so clipping and accumulation are arguments here,
+    not of the Trainer; schedulers, checkpoints, `max_steps`, precision (all but 16-mixed), DDP and resuming are as
+    usual.
+
+    Noise is counter-based: the generators of torch are seeded at every step from the run's seed, the number of the
+    batch and the process. Processes draw independent noise, and a run resumed from any checkpoint continues bit for
+    bit if its data loader does. The run's seed is that of `seed_everything`; without it, that of the checkpoint being
+    resumed; without either, it is drawn from torch's generator when training starts. Checkpoints keep it.
+
+    Implementing one:
+
+    1. Build networks and estimators in `__init__`, after `super().__init__(...)`; call `estimator.prepare(q, context)`
+       there with a distribution like those that will come.
+    2. Implement `loss(batch)`: the costs to minimise, one per example.
+    3. Hooks that are overridden call `super()`. Avoid attributes named `layer` and `saved_models`, through which
+       Lightning's `ModelCheckpoint` swaps weights.
+
+    Logged:
+        `train/loss`: mean cost of the batch over all processes, at every step; in the progress bar.
+        `estimator/<path>/<name>`: the figures of `GradientEstimator.diagnostics` of the estimator at `<path>` in the
+            module, averaged over processes, every `Trainer(log_every_n_steps)` batches.
+
+    Args:
+        optimizer: Makes the optimizer of all parameters that are not an estimator's.
+        surrogate_optimizer: Makes the optimizer of the estimators' own parameters; unused when there are none. A
+            parameter that an estimator shares with the model counts as the estimator's.
+        lr_scheduler: Makes the scheduler of `optimizer`; none by default. For `ReduceLROnPlateau` take the class of
+            `lightning.pytorch.cli`, whose `monitor` names a logged metric.
+        surrogate_lr_scheduler: The same for `surrogate_optimizer`.
+        lr_scheduler_interval: Whether schedulers step at the end of every training "epoch" or after every optimizer
+            "step".
+        gradient_clip_val: Bound on the gradients of each optimizer's group, None for none. Hooks see the gradient
+            before clipping in `on_after_backward`, after it in `on_before_optimizer_step`.
+        gradient_clip_algorithm: Bound the Euclidean "norm" of the group or the "value" of each entry.
+        accumulate_grad_batches: Batches whose gradients are averaged for one step of the optimizers; the last window of
+            an epoch may be incomplete and is divided by the same number. Loggers count batches, `global_step`
+            optimizer steps.
+
+    Raises:
+        ValueError: An argument is out of range; or, when `fit` starts, the Trainer has an option that cannot work.
+        TypeError: An optimizer or scheduler is not a callable that makes one.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, Independent
+        >>> from lightning_estimators.estimators import REBAR
+        >>> class Coin(EstimatorModule):
+        ...     def __init__(self):
+        ...         super().__init__(optimizer=torch.optim.SGD)
+        ...         self.logits = torch.nn.Parameter(torch.zeros(3))
+        ...         self.estimator = REBAR()
+        ...     def loss(self, batch):
+        ...         q = Independent(Bernoulli(logits=self.logits.expand(len(batch), 3)), 1)
+        ...         return self.estimator(q, lambda b: (b - 0.499).square().sum(-1))
+        >>> coin = Coin()
+        >>> coin.loss(torch.zeros(5, 1)).shape
+        torch.Size([5])
+        >>> list(coin.estimators()), list(coin.parameter_groups())
+        (['estimator'], ['logits'])
+    """
+
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        surrogate_optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        surrogate_lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        accumulate_grad_batches: int = 1,
+    ) -> None:
+        super().__init__()
+        _check_callable("optimizer", optimizer)
+        _check_callable("surrogate_optimizer", surrogate_optimizer)
+        _check_callable("lr_scheduler", lr_scheduler, optional=True)
+        _check_callable("surrogate_lr_scheduler", surrogate_lr_scheduler, optional=True)
+        if lr_scheduler_interval not in ("epoch", "step"):
+            raise ValueError(f'lr_scheduler_interval must be "epoch" or "step", got {lr_scheduler_interval!r}.')
+        if gradient_clip_algorithm not in ("norm", "value"):
+            raise ValueError(f'gradient_clip_algorithm must be "norm" or "value", got {gradient_clip_algorithm!r}.')
+        if gradient_clip_val is not None and not gradient_clip_val > 0:
+            raise ValueError(f"gradient_clip_val must be positive, or None to not clip, got {gradient_clip_val!r}.")
+        if not isinstance(accumulate_grad_batches, int) or accumulate_grad_batches < 1:
+            raise ValueError(
+                f"accumulate_grad_batches must be an integer of at least 1, got {accumulate_grad_batches!r}."
+            )
+        self.automatic_optimization = False
+        self.optimizer = optimizer
+        self.surrogate_optimizer = surrogate_optimizer
+        self.lr_scheduler = lr_scheduler
+        self.surrogate_lr_scheduler = surrogate_lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self._seed: int | None = None
+        self._window_open = False  # whether gradients of an unfinished accumulation window are held
+        self._plateau_stepped_at = -1  # batches trained when epoch-wise plateau schedulers last stepped
+        self._resumed_metrics: dict[str, float] = {}
+        self._resumed_gradients: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """Return the costs to minimise, one per example, shape (B,), with gradients attached.
+
+        Args:
+            batch: What the data loader yields.
+        """
+
+    def batch_size(self, batch: Any) -> int | None:
+        """Return how many costs `loss` must return for this batch: the leading dimension of its first tensor.
+
+        Override it where examples do not lie along that dimension; None skips the check.
+
+        Args:
+            batch: What the data loader yields.
+        """
+        while isinstance(batch, Mapping | Sequence) and not isinstance(batch, str) and len(batch):
+            batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
+        return len(batch) if isinstance(batch, Tensor) and batch.ndim else None
+
+    def estimators(self) -> dict[str, GradientEstimator]:
+        """Return the estimators by their path in the module, outermost first; none from inside another estimator."""
+        found: dict[str, GradientEstimator] = {}
+        for path, module in self.named_modules():
+            if isinstance(module, GradientEstimator) and not any(path.startswith(f"{outer}.") for outer in found):
+                found[path] = module
+        return found
+
+    def surrogate_parameters(self) -> list[nn.Parameter]:
+        """Return the trainable parameters of all estimators, each once."""
+        parameters = (p for estimator in self.estimators().values() for p in estimator.parameters() if p.requires_grad)
+        return list(dict.fromkeys(parameters))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the model's trainable parameters by top-level attribute, those of estimators excluded."""
+        surrogate = set(self.surrogate_parameters())
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and parameter not in surrogate:
+                groups.setdefault(name.partition(".")[0], []).append(parameter)
+        return groups
+
+    def seed_noise(self, stream: int, batch_idx: int) -> None:
+        """Seed torch's global generators from the run's seed, the stream, the counter of the stream, and the process.
+
+        Args:
+            stream: 0 to train, 1 to validate, 2 to test, 3 to predict, 4 and above for callbacks. The training stream
+                counts batches over the whole run; the others count `global_step` and `batch_idx`.
+            batch_idx: Index of the batch in its epoch.
+        """
+        if stream == 0:
+            # Batches completed, unlike `batch_idx`, never repeat; unlike `global_step`, they count while accumulating.
+            counter, batch_idx = self._batches_trained(), 0
+        else:
+            counter = self.global_step
+        key = struct.pack("<5Q", self._run_seed(), stream, counter, batch_idx, self.global_rank)
+        # A hash, so that no two sets of counters meet as sums of them would.
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+        # Not torch.manual_seed: where CUDA is not in use it formats a stack trace at every call.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Do one backward and, where an accumulation window ends, one step of both optimizers.
+
+        Args:
+            batch: What the data loader yields.
+            batch_idx: Index of the batch in its epoch.
+
+        Returns:
+            The mean cost, detached.
+
+        Raises:
+            ValueError: `loss` returned no costs of shape (B,).
+            FloatingPointError: The loss or a gradient is not finite; the weights are those before the step.
+        """
+        self.seed_noise(0, batch_idx)
+        optimizers = self._both_optimizers()
+        if batch_idx % self.accumulate_grad_batches == 0:
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+        costs = self.loss(batch)
+        self._check_costs(costs, batch)
+        loss = costs.mean()
+        window_ends = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self._epoch_ends()
+        with nullcontext() if window_ends else self._blocked_sync():
+            self.manual_backward(loss / self.accumulate_grad_batches)
+        self._window_open = not window_ends
+        logged = self._mean_over_ranks(loss)
+        self._check_finite(logged, costs, batch_idx, optimizers)
+        self.log("train/loss", logged, prog_bar=True, on_step=True, on_epoch=False)
+        if self.trainer._logger_connector.should_update_logs or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for path, estimator in self.estimators().items():
+                for name, figure in estimator.diagnostics().items():
+                    self.log(f"estimator/{path}/{name}", figure, on_step=True, on_epoch=False, sync_dist=True)
+        if window_ends:
+            self._step(optimizers)
+        # Here and not in on_train_batch_end: checkpoints are saved before that hook, and would miss the step.
+        by_step = self.lr_scheduler_interval == "step"
+        if window_ends if by_step else self._epoch_ends():
+            self._step_schedulers(plateau=False)
+        if window_ends and by_step:
+            self._step_schedulers(plateau=True)
+        return logged
+
+    def configure_optimizers(self) -> Any:
+        """Make the model's optimizer, that of the estimators if they have parameters, and their schedulers."""
+        model = [p for group in self.parameter_groups().values() for p in group]
+        if not model:
+            raise ValueError(
+                f"{type(self).__name__} has no trainable parameters outside its estimators: nothing to fit."
+            )
+        configured = [self._configure(self.optimizer, self.lr_scheduler, model)]
+        if surrogate := self.surrogate_parameters():
+            configured.append(self._configure(self.surrogate_optimizer, self.surrogate_lr_scheduler, surrogate))
+        return configured
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Add no callback; this is the earliest hook, so unsupported options of the Trainer are refused here."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            refuse_unsupported(self.trainer, type(self).__name__)
+        return []
+
+    def on_fit_start(self) -> None:
+        """Forget the seed of an earlier run, unless one is being resumed."""
+        if self.trainer.ckpt_path is None:
+            self._seed, self._plateau_stepped_at = None, -1
+            self._resumed_metrics, self._resumed_gradients = {}, {}
+        # Lightning advises keeping weights from before the step, which nobody who resumes or tests from them wants.
+        warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization", UserWarning)
+
+    def on_train_start(self) -> None:
+        """Take up the accumulated gradients of an unfinished window."""
+        for name, parameter in self.named_parameters():
+            if name in self._resumed_gradients:
+                saved = self._resumed_gradients[name].to(parameter.device)
+                same = len(saved) == self.trainer.world_size
+                parameter.grad = saved[self.global_rank].clone() if same else saved.mean(0)
+        self._window_open = bool(self._resumed_gradients)
+        self._resumed_gradients = {}
+
+    def on_train_epoch_end(self) -> None:
+        """Step plateau schedulers, which need the metrics of the epoch."""
+        # A run resumed at the end of an epoch passes here a second time.
+        done = self._plateau_stepped_at == self._batches_trained()
+        if self.lr_scheduler_interval == "epoch" and self._epoch_ends() and not done:
+            self._plateau_stepped_at = self._batches_trained()
+            self._step_schedulers(plateau=True)
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Free gradients before validation, but not those of an unfinished accumulation window."""
+        if not self._window_open:
+            super().on_validation_model_zero_grad()
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Seed the noise of validation."""
+        self.seed_noise(1, batch_idx)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Seed the noise of testing."""
+        self.seed_noise(2, batch_idx)
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Seed the noise of prediction."""
+        self.seed_noise(3, batch_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what an exact resume needs; refuse to save weights that are not finite.
+
+        Args:
+            checkpoint: What is about to be saved; gets one entry of numbers and tensors.
+
+        Raises:
+            FloatingPointError: A parameter, or a statistic of an estimator, is not finite.
+        """
+        super().on_save_checkpoint(checkpoint)
+        statistics = {f"{path}.{n}": b for path, e in self.estimators().items() for n, b in e.named_buffers()}
+        if broken := nonfinite_names(dict(self.named_parameters()) | statistics):
+            raise FloatingPointError(
+                f"Not saving a checkpoint at step {self.global_step}: {', '.join(broken)} not finite. "
+                "The last checkpoint is as it was; lower the learning rate and resume from it."
+            )
+        held = {n: p.grad for n, p in self.named_parameters() if p.grad is not None} if self._window_open else {}
+        checkpoint[_STATE] = {
+            "seed": self._run_seed(),
+            "plateau_stepped_at": self._plateau_stepped_at,
+            "metrics": {name: float(value) for name, value in self._monitored().items()},
+            # Not yet averaged over processes: every process gets its own back.
+            "gradients": {n: self._gather(gradient).cpu() for n, gradient in held.items()},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read back what `on_save_checkpoint` added.
+
+        Args:
+            checkpoint: What was saved.
+        """
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get(_STATE)
+        if state is not None:
+            self._seed, self._plateau_stepped_at = state["seed"], state["plateau_stepped_at"]
+            self._resumed_metrics, self._resumed_gradients = state["metrics"], state["gradients"]
+
+    def _run_seed(self) -> int:
+        """The seed of the run, the same on all processes."""
+        if (chosen := os.environ.get("PL_GLOBAL_SEED")) is not None:
+            return int(chosen)
+        if self._seed is None:
+            drawn = int(torch.randint(2**63 - 1, ()))
+            self._seed = drawn if self._trainer is None else self.trainer.strategy.broadcast(drawn)
+        return self._seed
+
+    def _batches_trained(self) -> int:
+        return 0 if self._trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
+
+    def _epoch_ends(self) -> bool:
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return progress.is_last_batch or progress.current.ready == self.trainer.num_training_batches
+
+    def _both_optimizers(self) -> list[LightningOptimizer]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def _blocked_sync(self) -> AbstractContextManager[None]:
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def _mean_over_ranks(self, loss: Tensor) -> Tensor:
+        mean = loss.detach().to(torch.promote_types(loss.dtype, torch.float32), copy=True)
+        return self.trainer.strategy.reduce(mean, reduce_op="mean")
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        """Stack a tensor over processes, also when there is one."""
+        gathered: Any = self.all_gather(tensor)  # one process: the tensor itself
+        stacked: Tensor = gathered.reshape(self.trainer.world_size, *tensor.shape)
+        return stacked
+
+    def _check_costs(self, costs: Any, batch: Any) -> None:
+        name = f"{type(self).__name__}.loss(batch)"
+        if not isinstance(costs, Tensor):
+            raise TypeError(f"{name} must return a tensor of costs, one per example, got {type(costs).__name__}.")
+        expected = self.batch_size(batch)
+        if costs.ndim != 1 or len(costs) != (len(costs) if expected is None else expected) or not len(costs):
+            raise ValueError(
+                f"{name} must return one cost per example, shape ({'B' if expected is None else expected},), got shape "
+                f"{tuple(costs.shape)}. Sum over everything but the examples; do not average over them (or override "
+                "batch_size where the first dimension of the batch does not count examples)."
+            )
+        if not costs.requires_grad:
+            raise ValueError(f"{name} must return costs with a gradient; none of the parameters is attached to them.")
+
+    def _check_finite(self, loss: Tensor, costs: Tensor, batch_idx: int, optimizers: list[LightningOptimizer]) -> None:
+        gradients = [
+            p.grad for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None
+        ]
+        # One transfer for both. The loss is averaged over processes and so are the gradients, so all raise or none.
+        # While a window is open gradients are not; what is wrong with them is still there when it ends.
+        largest = torch.zeros_like(loss) if self._window_open else all_finite(gradients).to(loss)
+        if not all(math.isfinite(figure) for figure in torch.stack([loss, largest]).tolist()):
+            raise FloatingPointError(describe_nonfinite(self, batch_idx, costs, self.estimators()))
+
+    def _step(self, optimizers: list[LightningOptimizer]) -> None:
+        for optimizer in optimizers:
+            self.configure_gradient_clipping(optimizer.optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+        model, *surrogate = optimizers
+        for optimizer in surrogate:
+            # Lightning counts a global_step for every step of its own wrapper: go below it.
+            self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
+        model.step()
+
+    def _configure(
+        self, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None, parameters: list[nn.Parameter]
+    ) -> dict[str, Any]:
+        made = optimizer(parameters)
+        if isinstance(made, torch.optim.LBFGS):
+            raise ValueError("LBFGS evaluates the loss many times per step, with other noise each time. Use another.")
+        if scheduler is None:
+            return {"optimizer": made}
+        schedule = scheduler(made)
+        if isinstance(schedule, ReduceLROnPlateau) and not hasattr(schedule, "monitor"):
+            raise ValueError(
+                "ReduceLROnPlateau does not say which metric it watches: use "
+                "functools.partial(lightning.pytorch.cli.ReduceLROnPlateau, monitor=...), with a logged metric."
+            )
+        return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": self.lr_scheduler_interval}}
+
+    def _step_schedulers(self, *, plateau: bool) -> None:
+        metrics = self._monitored() if plateau else {}
+        for config in self.trainer.strategy.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau) != plateau:
+                continue
+            monitor = getattr(config.scheduler, "monitor", "")
+            if plateau and monitor not in metrics:
+                raise ValueError(
+                    f"ReduceLROnPlateau(monitor={monitor!r}) found no such metric at step {self.global_step}; logged "
+                    f"so far: {sorted(self.trainer.callback_metrics)}. Log it, or monitor one of these."
+                )
+            self.lr_scheduler_step(config.scheduler, metrics.get(monitor) if plateau else None)
+
+    def _monitored(self) -> dict[str, Any]:
+        """Latest values of the metrics that plateau schedulers watch; after a resume, those of the checkpoint."""
+        watched = {getattr(config.scheduler, "monitor", None) for config in self.trainer.strategy.lr_scheduler_configs}
+        latest = {**self._resumed_metrics, **self.trainer.callback_metrics}
+        return {name: latest[name] for name in watched if name in latest}
+
+
+def _check_callable(name: str, given: Any, *, optional: bool = False) -> None:
+    if not callable(given) and not (optional and given is None):
+        makes = "a scheduler from an optimizer" if optional else "an optimizer from parameters"
+        raise TypeError(f"{name} must make {makes}: a class, or functools.partial(class, ...); got {given!r}.")

@@ -1,0 +1,114 @@
+"""What `EstimatorModule` refuses before training, and what it says when training must stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+
+from lightning_estimators.estimators import GradientEstimator
+
+__all__ = ["all_finite", "describe_nonfinite", "nonfinite_names", "refuse_unsupported"]
+
+
+def refuse_unsupported(trainer: pl.Trainer, module: str) -> None:
+    """Raise for options of the Trainer that cannot work with two optimizers stepped by the module.
+
+    Args:
+        trainer: The Trainer that is about to fit.
+        module: Name of the module's class, for the message.
+
+    Raises:
+        ValueError: Naming the option and what to use instead.
+    """
+    if trainer.gradient_clip_val:
+        raise ValueError(
+            f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) cannot reach the two optimizers of {module}: "
+            f"remove it and pass gradient_clip_val={trainer.gradient_clip_val} to {module} "
+            f"(--model.gradient_clip_val on the command line), which clips each optimizer's group."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ValueError(
+            f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) cannot reach the two optimizers of "
+            f"{module}: remove it and pass accumulate_grad_batches={trainer.accumulate_grad_batches} to {module} "
+            "(--model.accumulate_grad_batches on the command line)."
+        )
+    if trainer.precision == "16-mixed":
+        raise ValueError(
+            f'Trainer(precision="16-mixed") is not supported by {module}: one loss scale cannot follow two optimizers. '
+            'Use precision="bf16-mixed", which needs no scale, or 32.'
+        )
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        raise ValueError(
+            f"{type(trainer.strategy).__name__} is not supported by {module}: the gradient of an estimator's variance "
+            'is a second derivative, which sharded parameters cannot give. Use strategy="ddp".'
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ValueError(
+                f"The callback GradientAccumulationScheduler cannot reach the two optimizers of {module}: remove it "
+                f"and pass accumulate_grad_batches to {module}."
+            )
+        if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
+            raise ValueError(
+                "ModelCheckpoint(train_time_interval=...) never saves when a module steps its own optimizers, as "
+                f"{module} does. Use every_n_train_steps or every_n_epochs."
+            )
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """0-d tensor that is finite exactly when every entry of every tensor is (the largest magnitude)."""
+    dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
+    if not dense:
+        return torch.zeros(())
+    # The largest magnitude, unlike the Euclidean norm, cannot overflow when every entry is finite.
+    return torch.nn.utils.get_total_norm(dense, norm_type=math.inf)
+
+
+def nonfinite_names(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold infinities or NaN."""
+    return [name for name, tensor in tensors.items() if not math.isfinite(all_finite([tensor]).item())]
+
+
+def describe_nonfinite(
+    module: pl.LightningModule, batch_idx: int, costs: Tensor, estimators: Mapping[str, GradientEstimator]
+) -> str:
+    """Say at which step training broke, in which examples and parameters, and in what state the estimators are.
+
+    Args:
+        module: The module in training, with the gradients of the failed step.
+        batch_idx: Index of the batch in its epoch.
+        costs: Per-example costs of the failed step on this process.
+        estimators: The module's estimators by path.
+
+    Returns:
+        The message of the FloatingPointError.
+    """
+    lines = [
+        f"Non-finite loss or gradient at step {module.global_step} (epoch {module.current_epoch}, batch {batch_idx}); "
+        "training stopped before the weights were changed, and the last checkpoint is as it was."
+    ]
+    bad = int((~costs.isfinite()).sum())
+    lines.append(f"  loss: {bad} of {costs.numel()} per-example costs on process {module.global_rank} are not finite")
+    lines.append(f"  gradients not finite: {_listed(_gradients(module))}")
+    if weights := nonfinite_names(dict(module.named_parameters())):
+        lines.append(f"  weights already not finite: {', '.join(weights)}")
+    for path, estimator in estimators.items():
+        state = ", ".join(f"{name}={value.item():.6g}" for name, value in estimator.diagnostics().items())
+        lines.append(f"  {path} ({type(estimator).__name__}): {state or 'no diagnostics'}")
+    lines.append("Try a lower learning rate, or gradient_clip_val; Trainer(detect_anomaly=True) finds the operation.")
+    return "\n".join(lines)
+
+
+def _gradients(module: nn.Module) -> list[str]:
+    return nonfinite_names({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
+
+
+def _listed(names: list[str], limit: int = 12) -> str:
+    rest = len(names) - limit
+    return (", ".join(names[:limit]) or "none") + (f" and {rest} more" if rest > 0 else "")
