@@ -1,5 +1,9 @@
 """Costs that know their structure."""
 
 from lightning_estimators.objectives.base import CallableObjective, Objective, as_objective
+from lightning_estimators.objectives.bernoulli_linear import BernoulliLinear
+from lightning_estimators.objectives.first_layer_linear import FirstLayerLinear
+from lightning_estimators.objectives.separable import Separable
+from lightning_estimators.objectives.sum import Sum
 
-__all__ = ["CallableObjective", "Objective", "as_objective"]
+__all__ = ["BernoulliLinear", "CallableObjective", "FirstLayerLinear", "Objective", "Separable", "Sum", "as_objective"]

@@ -1,0 +1,124 @@
+"""Bernoulli likelihood with logits that are linear in z: the cost of a linear decoder, or of logistic regression."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_estimators.objectives.base import Objective, check_order
+from lightning_estimators.objectives.coordinates import Coordinates
+from lightning_estimators.objectives.linear import check_linear, linear
+
+__all__ = ["BernoulliLinear"]
+
+
+class BernoulliLinear(Objective):
+    r"""$f(z) = -\log p(x \mid z) = \sum_p \text{softplus}(a_p) - x_p a_p$, $a = W z + c$, z flattened over its event.
+
+    A move of coordinate j by δ adds $w = \delta W_{\cdot j}$ to the pre-activations (for one-hot coordinates w is the
+    new column minus the old), and the cost changes by
+    $\sum_p \log(1 + \sigma(a_p)(e^{w_p} - 1)) - x_p w_p$: no further product with W, and no difference of large
+    numbers. Holds for weights and pre-activations of any size.
+
+    Args:
+        weight: W, shape `(P, D)`, D the number of entries of the event, categories included; also `(P,) + event_shape`.
+        bias: c, shape `(P,)`, or None.
+        target: x in [0, 1], broadcastable to `lead + (P,)`.
+        event_dim: How many of the last axes of z are the event, categories included.
+
+    Raises:
+        ValueError: The shapes of weight, bias and target do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> f = BernoulliLinear(torch.tensor([[1.0, -2.0]]), torch.zeros(1), target=torch.ones(1))
+        >>> z = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+        >>> f(z)
+        tensor([0.3133, 0.6931])
+        >>> f.coordinate_change(z, 1 - z)
+        tensor([[ 0.3799,  1.0000],
+                [-0.3799,  1.4338]])
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, target: Tensor, event_dim: int = 1) -> None:
+        check_linear(type(self).__name__, weight, bias)
+        if target.ndim < 1 or target.shape[-1] != len(weight):
+            raise ValueError(
+                f"BernoulliLinear expected a target of shape (..., {len(weight)}), one entry per row of weight "
+                f"{tuple(weight.shape)}, got {tuple(target.shape)}. Flatten images before they become targets."
+            )
+        self.weight, self.bias, self.target, self.event_dim = weight.reshape(len(weight), -1), bias, target, event_dim
+
+    def value(self, z: Tensor) -> Tensor:
+        """Return -log p(x | z), attached to W and c."""
+        logits = linear(z, self.weight, self.bias, self.event_dim)
+        target = self.target.to(logits.dtype).expand(logits.shape)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+
+    def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
+        """Return the changes (shapes as in `Objective.coordinate_change`)."""
+        at = Coordinates.of(z, z_new, self.event_dim)
+        points, coordinates, entries = at.z.shape
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            weight, a, x = self._at(z)
+            columns = weight.T.reshape(coordinates, entries, -1)
+            delta = (at.z_new - at.z).to(a.dtype)
+            # sum_p x_p w_p for every coordinate at once.
+            change = -torch.einsum("aljk,ljk->alj", delta, (x @ weight).reshape(points, coordinates, entries))
+            for alternative in range(len(delta)):
+                for start, stop in self._chunks(coordinates, a.numel() * a.element_size(), z.device):
+                    w = delta[alternative, :, start:stop].transpose(0, 1) @ columns[start:stop]
+                    change[alternative, :, start:stop] += _softplus_change(a, w).sum(-1).T
+        return at.unflatten(change)
+
+    def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
+        r"""Return $\sum_p h^{(n)}(a_p) W_{pj}^n$, h = softplus - x a: exact, two matrix products at any order."""
+        check_order(order)
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            weight, a, x = self._at(z)
+            slope = torch.sigmoid(a) - x if order == 1 else sigmoid_derivative(a, order - 1)
+            return (slope @ weight**order).reshape(z.shape)
+
+    def _at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W, pre-activations and targets, flattened to `(L, P)`, in float32 or better."""
+        dtype = torch.promote_types(torch.promote_types(self.weight.dtype, z.dtype), torch.float32)
+        weight = self.weight.to(dtype)
+        a = linear(z, weight, None if self.bias is None else self.bias.to(dtype), self.event_dim)
+        return weight, a.reshape(-1, len(weight)), self.target.to(dtype).expand(a.shape).reshape(-1, len(weight))
+
+
+def _softplus_change(a: Tensor, w: Tensor) -> Tensor:
+    """softplus(a + w) - softplus(a), accurate for any a and w."""
+    t = torch.sigmoid(a) * torch.expm1(w)
+    # Where t is far from 0, or a product of extremes, it may have lost all digits (sigma rounds to 1 or to 0, e^w
+    # overflows). There the change can be taken as a difference: that of relu without cancellation, plus that of what
+    # softplus is above relu.
+    relu = torch.where(a < 0, (a + w).relu(), torch.maximum(w, -a))
+    large = relu + torch.log1p(torch.exp(-(a + w).abs())) - torch.log1p(torch.exp(-a.abs()))
+    return torch.where((t.abs() < 0.5) & (w < 40), torch.log1p(t), large)
+
+
+@cache
+def _sigmoid_polynomial(order: int) -> tuple[int, ...]:
+    """Coefficients of q_n in sigma^(n) = sigma' q_n(sigma): q_1 = 1, q_{n+1} = (1 - 2s) q_n + s(1 - s) q_n'."""
+    if order == 1:
+        return (1,)
+    q = _sigmoid_polynomial(order - 1)
+    out = [0] * (len(q) + 1)
+    for power, c in enumerate(q):
+        out[power] += c * (1 + power)
+        out[power + 1] -= c * (2 + power)
+    return tuple(out)
+
+
+def sigmoid_derivative(a: Tensor, order: int) -> Tensor:
+    """Return the derivative of the logistic function of the given order, at least 1, as a polynomial in it."""
+    s = torch.sigmoid(-a.abs())  # below 1/2: accurate in the tails, which mirror each other
+    out = torch.zeros_like(s)
+    for c in reversed(_sigmoid_polynomial(order)):
+        out = out * s + c
+    out = out * s * (1 - s)
+    return out if order % 2 else torch.where(a < 0, out, -out)

@@ -1,0 +1,55 @@
+"""One layout for both kinds of coordinates, so that objectives work out a change once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Coordinates"]
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Coordinates of z and what they change to, flattened: a scalar is a vector of one entry with one alternative.
+
+    Attributes:
+        z: Shape `(L, J, K)`: L points (the lead axes), J coordinates, K entries each (1 for scalars).
+        z_new: Shape `(A, L, J, K)`: A alternatives for each coordinate.
+        lead: Axes of z before the event.
+        coords: Event axes, without the category axis.
+        one_hot: Whether the last event axis is a category axis.
+    """
+
+    z: Tensor
+    z_new: Tensor
+    lead: torch.Size
+    coords: torch.Size
+    one_hot: bool
+
+    @classmethod
+    def of(cls, z: Tensor, z_new: Tensor, event_dim: int) -> Coordinates:
+        """Read off what `Objective.coordinate_change` was given.
+
+        Raises:
+            ValueError: The shapes fit neither scalar nor one-hot coordinates.
+        """
+        lead, event = z.shape[: z.ndim - event_dim], z.shape[z.ndim - event_dim :]
+        one_hot = z_new.ndim == z.ndim + 1
+        if z.ndim < event_dim or (one_hot and event_dim == 0) or z_new.shape[int(one_hot) :] != z.shape:
+            raise ValueError(
+                f"coordinate_change with event_dim={event_dim} expects z_new of the shape of z (scalar coordinates) or "
+                f"(alternatives,) + the shape of z (one-hot coordinates, category axis last), got z of shape "
+                f"{tuple(z.shape)} and z_new of shape {tuple(z_new.shape)}."
+            )
+        coords = event[:-1] if one_hot else event
+        categories = event[-1] if one_hot else 1
+        alternatives = z_new.shape[0] if one_hot else 1
+        flat = (lead.numel(), coords.numel(), categories)
+        return cls(z.reshape(flat), z_new.to(z.dtype).reshape(alternatives, *flat), lead, coords, one_hot)
+
+    def unflatten(self, change: Tensor) -> Tensor:
+        """Give changes of shape `(A, L, J)` the shape `coordinate_change` promises."""
+        shape = (*self.lead, *self.coords)
+        return change.reshape((len(change), *shape) if self.one_hot else shape)

@@ -1,0 +1,67 @@
+"""Networks that begin with a linear layer: moving one coordinate is a rank-one update of the first pre-activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_estimators.objectives.base import Objective
+from lightning_estimators.objectives.coordinates import Coordinates
+from lightning_estimators.objectives.linear import check_linear, linear
+
+__all__ = ["FirstLayerLinear"]
+
+
+class FirstLayerLinear(Objective):
+    r"""$f(z) = \text{rest}(W z + c)$, z flattened over its event axes.
+
+    Requires nothing of `rest`. Cost of the changes: one evaluation of `rest` per coordinate and alternative, in chunks
+    of `chunk_bytes` of pre-activations, but no evaluation of the first layer (the largest, where there are more
+    latents than hidden units). Noise inside `rest` (a nested estimator) is the same at every point.
+
+    Args:
+        weight: W, shape `(H, D)`, D the number of entries of the event, categories included; also `(H,) + event_shape`.
+        bias: c, shape `(H,)`, or None.
+        rest: Maps pre-activations `lead + (H,)` to costs `lead`; lead may gain axes on the left.
+        event_dim: How many of the last axes of z are the event, categories included.
+
+    Raises:
+        ValueError: The shapes of weight and bias do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> W, c = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.zeros(2)
+        >>> f = FirstLayerLinear(W, c, lambda h: h.tanh().sum(-1))
+        >>> z = torch.tensor([[1.0, 0.0]])
+        >>> f.coordinate_change(z, 1 - z)  # tanh(0) - tanh(1), and tanh(3) - tanh(1) + tanh(1)
+        tensor([[-0.7616,  0.9951]])
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, rest: Callable[[Tensor], Tensor], event_dim: int = 1
+    ) -> None:
+        check_linear(type(self).__name__, weight, bias)
+        self.weight, self.bias, self.rest, self.event_dim = weight.reshape(len(weight), -1), bias, rest, event_dim
+
+    def value(self, z: Tensor) -> Tensor:
+        """Return rest(W z + c), attached to W, c and whatever `rest` uses."""
+        return self.rest(linear(z, self.weight, self.bias, self.event_dim))
+
+    def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
+        """Return the changes (shapes as in `Objective.coordinate_change`)."""
+        at = Coordinates.of(z, z_new, self.event_dim)
+        points, coordinates, entries = at.z.shape
+        with torch.no_grad():
+            first = linear(z, self.weight, self.bias, self.event_dim)
+            flat = first.reshape(points, -1)
+            columns = self.weight.T.reshape(coordinates, entries, -1)
+
+            def moved(index: Tensor) -> Tensor:
+                alternative, j = index // coordinates, index % coordinates
+                delta = (at.z_new[alternative, :, j] - at.z[:, j].transpose(0, 1)).to(flat.dtype)
+                return torch.baddbmm(flat, delta, columns[j].to(flat.dtype)).reshape(len(index), *first.shape)
+
+            change = self._changes(self.rest, first, moved, len(at.z_new) * coordinates)
+        return at.unflatten(change.reshape(-1, coordinates, points).transpose(1, 2))

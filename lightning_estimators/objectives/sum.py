@@ -1,0 +1,69 @@
+"""Sums of costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from lightning_estimators.objectives.base import Objective, as_objective
+
+__all__ = ["Sum"]
+
+
+class Sum(Objective):
+    r"""$f(z) = \sum_i f_i(z)$: values, changes and derivatives add, each term by its own cheapest way.
+
+    Args:
+        terms: Objectives, or plain callables (which are evaluated anew at every changed point), at least one.
+        event_dim: How many of the last axes of z are the event; None takes it from the objectives among the terms
+            (1 where all terms are plain callables).
+
+    Raises:
+        TypeError: A term is not callable.
+        ValueError: No terms, or terms that disagree about `event_dim`.
+
+    Example:
+        >>> import torch
+        >>> from lightning_estimators.objectives import Separable
+        >>> f = Sum([Separable(lambda z: 3 * z), lambda z: z.prod(-1)])
+        >>> z = torch.tensor([1.0, 0.0])
+        >>> f(z), f.coordinate_change(z, 1 - z)
+        (tensor(3.), tensor([-3.,  4.]))
+    """
+
+    def __init__(self, terms: Sequence[Callable[[Tensor], Tensor]], event_dim: int | None = None) -> None:
+        terms = list(terms)
+        if not terms:
+            raise ValueError("Sum expected at least one term, got none.")
+        for i, term in enumerate(terms):
+            if not callable(term):
+                raise TypeError(f"Sum expected terms that are objectives or callables, got {term!r} as term {i}.")
+        dims = {f"{type(t).__name__} (term {i})": t.event_dim for i, t in enumerate(terms) if isinstance(t, Objective)}
+        if event_dim is not None:
+            dims["event_dim of the sum"] = event_dim
+        if len(set(dims.values())) > 1:
+            raise ValueError(
+                f"Sum expected terms of one event_dim, got {dims}. Build them all with the same event_dim."
+            )
+        self.event_dim = next(iter(dims.values()), 1)
+        self.terms = [as_objective(term, self.event_dim) for term in terms]
+
+    def value(self, z: Tensor) -> Tensor:
+        """Return the sum of the terms' values."""
+        return _total([term(z) for term in self.terms])
+
+    def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
+        """Return the sum of the terms' changes (shapes as in `Objective.coordinate_change`)."""
+        return _total([term.coordinate_change(z, z_new) for term in self.terms])
+
+    def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
+        """Return the sum of the terms' derivatives (shapes as in `Objective.coordinate_derivative`)."""
+        return _total([term.coordinate_derivative(z, order) for term in self.terms])
+
+
+def _total(values: list[Tensor]) -> Tensor:
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total
