@@ -1,5 +1,6 @@
 """LightningModules: the training step for any estimator, and the models built on it."""
 
 from lightning_estimators.modules.base import EstimatorModule
+from lightning_estimators.modules.discrete import DiscreteLatentModel
 
-__all__ = ["EstimatorModule"]
+__all__ = ["DiscreteLatentModel", "EstimatorModule"]

@@ -52,7 +52,7 @@ class LatentMLP(MLP):
         `W (2z - 1) + c` is `2W z + (c - W 1)`. Applying `rest` to it gives the output.
         """
         weight, bias = self.first.weight, self.first.bias
-        return 2 * weight.unflatten(1, self.event_shape), bias - weight.sum(1)
+        return 2 * weight.reshape(-1, *self.event_shape), bias - weight.sum(1)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map `(..., *event_shape)` to `(..., out_features)`."""

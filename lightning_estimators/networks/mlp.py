@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ class MLP(Configurable, nn.Module):
             raise ValueError(f"every width of an MLP must be at least 1, got {widths}.")
         self.first = nn.Linear(widths[0], widths[1])
         following: list[nn.Module] = []
-        for width, width_next in zip(widths[1:], widths[2:], strict=False):
+        for width, width_next in pairwise(widths[1:]):
             following += [activation(), nn.Linear(width, width_next)]
         self.rest = nn.Sequential(*following)
 
