@@ -105,9 +105,10 @@ def encode(value: Any) -> Any:
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return tuple(map(encode, value)) if isinstance(value, tuple) else [encode(item) for item in value]
-    if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
-        path = import_path(value.func)
-        return {"class_path": path, "init_args": encode(value.keywords)} if path else Unrecorded(_describe(value.func))
+    if isinstance(value, functools.partial):
+        made = _made_class(value)
+        path = import_path(made)
+        return {"class_path": path, "init_args": encode(value.keywords)} if path else Unrecorded(_describe(made))
     if isinstance(value, type) or inspect.isfunction(value) or inspect.isbuiltin(value):
         return import_path(value) or Unrecorded(_describe(value))
     return Unrecorded(_describe(value))
@@ -155,6 +156,15 @@ def _call_arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             if not any(unrecorded(written)):
                 recorded[name] = written
     return recorded
+
+
+def _made_class(factory: functools.partial[Any]) -> Any:
+    if isinstance(factory.func, type) and not factory.args:
+        return factory.func
+    # What jsonargparse hands over for `Callable[..., SomeClass]`: a partial of a function of its own, the class behind.
+    if factory.args and isinstance(factory.args[-1], type) and factory.func.__module__.startswith("jsonargparse"):
+        return factory.args[-1]
+    return factory
 
 
 def _describe(value: Any) -> str:
