@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import struct
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,14 +19,23 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_estimators.estimators import GradientEstimator
-from lightning_estimators.modules.safeguards import all_finite, describe_nonfinite, nonfinite_names, refuse_unsupported
+from lightning_estimators.modules.recorded import RecordedModule
+from lightning_estimators.modules.safeguards import (
+    all_finite,
+    check_callable,
+    check_costs,
+    describe_nonfinite,
+    nonfinite_names,
+    refuse_unsupported,
+)
+from lightning_estimators.modules.seeded import SeededModule
 
 __all__ = ["EstimatorModule"]
 
 _STATE = "estimator_module"  # key of what this class adds to a checkpoint
 
 
-class EstimatorModule(pl.LightningModule, ABC):
+class EstimatorModule(RecordedModule, SeededModule, ABC):
     r"""Trains a model and the gradient estimators inside it, each with an optimizer of its own.
 
     Every training step is one forward pass, one backward of the mean cost, which fills the gradients of the model and
@@ -39,10 +45,8 @@ class EstimatorModule(pl.LightningModule, ABC):
     not of the Trainer; schedulers, checkpoints, `max_steps`, precision (all but 16-mixed), DDP and resuming are as
     usual.
 
-    Noise is counter-based: the generators of torch are seeded at every step from the run's seed, the number of the
-    batch and the process. Processes draw independent noise, and a run resumed from any checkpoint continues bit for
-    bit if its data loader does. The run's seed is that of `seed_everything`; without it, that of the checkpoint being
-    resumed; without either, it is drawn from torch's generator when training starts. Checkpoints keep it.
+    Noise is counter-based (`SeededModule`): processes draw independent noise, and a run resumed from any checkpoint
+    continues bit for bit if its data loader does.
 
     Implementing one:
 
@@ -109,10 +113,10 @@ class EstimatorModule(pl.LightningModule, ABC):
         accumulate_grad_batches: int = 1,
     ) -> None:
         super().__init__()
-        _check_callable("optimizer", optimizer)
-        _check_callable("surrogate_optimizer", surrogate_optimizer)
-        _check_callable("lr_scheduler", lr_scheduler, optional=True)
-        _check_callable("surrogate_lr_scheduler", surrogate_lr_scheduler, optional=True)
+        check_callable("optimizer", optimizer)
+        check_callable("surrogate_optimizer", surrogate_optimizer)
+        check_callable("lr_scheduler", lr_scheduler, optional=True)
+        check_callable("surrogate_lr_scheduler", surrogate_lr_scheduler, optional=True)
         if lr_scheduler_interval not in ("epoch", "step"):
             raise ValueError(f'lr_scheduler_interval must be "epoch" or "step", got {lr_scheduler_interval!r}.')
         if gradient_clip_algorithm not in ("norm", "value"):
@@ -120,9 +124,7 @@ class EstimatorModule(pl.LightningModule, ABC):
         if gradient_clip_val is not None and not gradient_clip_val > 0:
             raise ValueError(f"gradient_clip_val must be positive, or None to not clip, got {gradient_clip_val!r}.")
         if not isinstance(accumulate_grad_batches, int) or accumulate_grad_batches < 1:
-            raise ValueError(
-                f"accumulate_grad_batches must be an integer of at least 1, got {accumulate_grad_batches!r}."
-            )
+            raise ValueError(f"accumulate_grad_batches must be a positive integer, got {accumulate_grad_batches!r}.")
         self.automatic_optimization = False
         self.optimizer = optimizer
         self.surrogate_optimizer = surrogate_optimizer
@@ -132,7 +134,6 @@ class EstimatorModule(pl.LightningModule, ABC):
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
-        self._seed: int | None = None
         self._window_open = False  # whether gradients of an unfinished accumulation window are held
         self._plateau_stepped_at = -1  # batches trained when epoch-wise plateau schedulers last stepped
         self._resumed_metrics: dict[str, float] = {}
@@ -180,27 +181,6 @@ class EstimatorModule(pl.LightningModule, ABC):
                 groups.setdefault(name.partition(".")[0], []).append(parameter)
         return groups
 
-    def seed_noise(self, stream: int, batch_idx: int) -> None:
-        """Seed torch's global generators from the run's seed, the stream, the counter of the stream, and the process.
-
-        Args:
-            stream: 0 to train, 1 to validate, 2 to test, 3 to predict, 4 and above for callbacks. The training stream
-                counts batches over the whole run; the others count `global_step` and `batch_idx`.
-            batch_idx: Index of the batch in its epoch.
-        """
-        if stream == 0:
-            # Batches completed, unlike `batch_idx`, never repeat; unlike `global_step`, they count while accumulating.
-            counter, batch_idx = self._batches_trained(), 0
-        else:
-            counter = self.global_step
-        key = struct.pack("<5Q", self._run_seed(), stream, counter, batch_idx, self.global_rank)
-        # A hash, so that no two sets of counters meet as sums of them would.
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
-        # Not torch.manual_seed: where CUDA is not in use it formats a stack trace at every call.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Do one backward and, where an accumulation window ends, one step of both optimizers.
 
@@ -221,7 +201,7 @@ class EstimatorModule(pl.LightningModule, ABC):
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
         costs = self.loss(batch)
-        self._check_costs(costs, batch)
+        check_costs(f"{type(self).__name__}.loss(batch)", costs, self.batch_size(batch))
         loss = costs.mean()
         window_ends = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self._epoch_ends()
         with nullcontext() if window_ends else self._blocked_sync():
@@ -248,9 +228,7 @@ class EstimatorModule(pl.LightningModule, ABC):
         """Make the model's optimizer, that of the estimators if they have parameters, and their schedulers."""
         model = [p for group in self.parameter_groups().values() for p in group]
         if not model:
-            raise ValueError(
-                f"{type(self).__name__} has no trainable parameters outside its estimators: nothing to fit."
-            )
+            raise ValueError(f"{type(self).__name__} has no trainable parameters outside its estimators.")
         configured = [self._configure(self.optimizer, self.lr_scheduler, model)]
         if surrogate := self.surrogate_parameters():
             configured.append(self._configure(self.surrogate_optimizer, self.surrogate_lr_scheduler, surrogate))
@@ -263,9 +241,10 @@ class EstimatorModule(pl.LightningModule, ABC):
         return []
 
     def on_fit_start(self) -> None:
-        """Forget the seed of an earlier run, unless one is being resumed."""
+        """Forget what belongs to an earlier run, unless it is being resumed."""
+        super().on_fit_start()
         if self.trainer.ckpt_path is None:
-            self._seed, self._plateau_stepped_at = None, -1
+            self._plateau_stepped_at = -1
             self._resumed_metrics, self._resumed_gradients = {}, {}
         # Lightning advises keeping weights from before the step, which nobody who resumes or tests from them wants.
         warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization", UserWarning)
@@ -283,27 +262,15 @@ class EstimatorModule(pl.LightningModule, ABC):
     def on_train_epoch_end(self) -> None:
         """Step plateau schedulers, which need the metrics of the epoch."""
         # A run resumed at the end of an epoch passes here a second time.
-        done = self._plateau_stepped_at == self._batches_trained()
+        done = self._plateau_stepped_at == self.batches_trained()
         if self.lr_scheduler_interval == "epoch" and self._epoch_ends() and not done:
-            self._plateau_stepped_at = self._batches_trained()
+            self._plateau_stepped_at = self.batches_trained()
             self._step_schedulers(plateau=True)
 
     def on_validation_model_zero_grad(self) -> None:
         """Free gradients before validation, but not those of an unfinished accumulation window."""
         if not self._window_open:
             super().on_validation_model_zero_grad()
-
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Seed the noise of validation."""
-        self.seed_noise(1, batch_idx)
-
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Seed the noise of testing."""
-        self.seed_noise(2, batch_idx)
-
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Seed the noise of prediction."""
-        self.seed_noise(3, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what an exact resume needs; refuse to save weights that are not finite.
@@ -323,7 +290,6 @@ class EstimatorModule(pl.LightningModule, ABC):
             )
         held = {n: p.grad for n, p in self.named_parameters() if p.grad is not None} if self._window_open else {}
         checkpoint[_STATE] = {
-            "seed": self._run_seed(),
             "plateau_stepped_at": self._plateau_stepped_at,
             "metrics": {name: float(value) for name, value in self._monitored().items()},
             # Not yet averaged over processes: every process gets its own back.
@@ -339,20 +305,8 @@ class EstimatorModule(pl.LightningModule, ABC):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint.get(_STATE)
         if state is not None:
-            self._seed, self._plateau_stepped_at = state["seed"], state["plateau_stepped_at"]
+            self._plateau_stepped_at = state["plateau_stepped_at"]
             self._resumed_metrics, self._resumed_gradients = state["metrics"], state["gradients"]
-
-    def _run_seed(self) -> int:
-        """The seed of the run, the same on all processes."""
-        if (chosen := os.environ.get("PL_GLOBAL_SEED")) is not None:
-            return int(chosen)
-        if self._seed is None:
-            drawn = int(torch.randint(2**63 - 1, ()))
-            self._seed = drawn if self._trainer is None else self.trainer.strategy.broadcast(drawn)
-        return self._seed
-
-    def _batches_trained(self) -> int:
-        return 0 if self._trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
 
     def _epoch_ends(self) -> bool:
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
@@ -376,24 +330,9 @@ class EstimatorModule(pl.LightningModule, ABC):
         stacked: Tensor = gathered.reshape(self.trainer.world_size, *tensor.shape)
         return stacked
 
-    def _check_costs(self, costs: Any, batch: Any) -> None:
-        name = f"{type(self).__name__}.loss(batch)"
-        if not isinstance(costs, Tensor):
-            raise TypeError(f"{name} must return a tensor of costs, one per example, got {type(costs).__name__}.")
-        expected = self.batch_size(batch)
-        if costs.ndim != 1 or len(costs) != (len(costs) if expected is None else expected) or not len(costs):
-            raise ValueError(
-                f"{name} must return one cost per example, shape ({'B' if expected is None else expected},), got shape "
-                f"{tuple(costs.shape)}. Sum over everything but the examples; do not average over them (or override "
-                "batch_size where the first dimension of the batch does not count examples)."
-            )
-        if not costs.requires_grad:
-            raise ValueError(f"{name} must return costs with a gradient; none of the parameters is attached to them.")
-
     def _check_finite(self, loss: Tensor, costs: Tensor, batch_idx: int, optimizers: list[LightningOptimizer]) -> None:
-        gradients = [
-            p.grad for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None
-        ]
+        parameters = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+        gradients = [p.grad for p in parameters if p.grad is not None]
         # One transfer for both. The loss is averaged over processes and so are the gradients, so all raise or none.
         # While a window is open gradients are not; what is wrong with them is still there when it ends.
         largest = torch.zeros_like(loss) if self._window_open else all_finite(gradients).to(loss)
@@ -443,9 +382,3 @@ class EstimatorModule(pl.LightningModule, ABC):
         watched = {getattr(config.scheduler, "monitor", None) for config in self.trainer.strategy.lr_scheduler_configs}
         latest = {**self._resumed_metrics, **self.trainer.callback_metrics}
         return {name: latest[name] for name in watched if name in latest}
-
-
-def _check_callable(name: str, given: Any, *, optional: bool = False) -> None:
-    if not callable(given) and not (optional and given is None):
-        makes = "a scheduler from an optimizer" if optional else "an optimizer from parameters"
-        raise TypeError(f"{name} must make {makes}: a class, or functools.partial(class, ...); got {given!r}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_estimators.estimators import GradientEstimator
 
-__all__ = ["all_finite", "describe_nonfinite", "nonfinite_names", "refuse_unsupported"]
+__all__ = ["all_finite", "check_callable", "check_costs", "describe_nonfinite", "nonfinite_names", "refuse_unsupported"]
 
 
 def refuse_unsupported(trainer: pl.Trainer, module: str) -> None:
@@ -61,6 +62,41 @@ def refuse_unsupported(trainer: pl.Trainer, module: str) -> None:
             )
 
 
+def check_callable(name: str, given: Any, *, optional: bool = False) -> None:
+    """Raise unless an argument makes optimizers (or, `optional`, is None or makes schedulers).
+
+    Raises:
+        TypeError: It cannot be called.
+    """
+    if not callable(given) and not (optional and given is None):
+        makes = "a scheduler from an optimizer" if optional else "an optimizer from parameters"
+        raise TypeError(f"{name} must make {makes}: a class, or functools.partial(class, ...); got {given!r}.")
+
+
+def check_costs(name: str, costs: Any, expected: int | None) -> None:
+    """Raise unless a user's loss returned what can be averaged and backpropagated.
+
+    Args:
+        name: What returned the costs, for the message.
+        costs: What it returned.
+        expected: Number of examples in the batch, or None if unknown.
+
+    Raises:
+        TypeError: The costs are not a tensor.
+        ValueError: They are not of shape (B,), or nothing is attached to them.
+    """
+    if not isinstance(costs, Tensor):
+        raise TypeError(f"{name} must return a tensor of costs, one per example, got {type(costs).__name__}.")
+    if costs.ndim != 1 or len(costs) == 0 or expected not in (None, len(costs)):
+        raise ValueError(
+            f"{name} must return one cost per example, shape ({'B' if expected is None else expected},), got shape "
+            f"{tuple(costs.shape)}. Sum over everything but the examples, and do not average over them (or override "
+            "batch_size, where the first dimension of the batch does not count examples)."
+        )
+    if not costs.requires_grad:
+        raise ValueError(f"{name} must return costs with a gradient; no parameter is attached to them.")
+
+
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """0-d tensor that is finite exactly when every entry of every tensor is (the largest magnitude)."""
     dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
@@ -72,7 +108,8 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
 
 def nonfinite_names(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold infinities or NaN."""
-    return [name for name, tensor in tensors.items() if not math.isfinite(all_finite([tensor]).item())]
+    floating = {name: tensor.detach() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return [name for name, tensor in floating.items() if not math.isfinite(all_finite([tensor]).item())]
 
 
 def describe_nonfinite(
