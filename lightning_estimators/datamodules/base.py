@@ -181,6 +181,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             pad=True,
             rank=rank,
             world_size=world_size,
+            limit=self.trainer.limit_train_batches if self.trainer else 1.0,
         )
 
     def val_dataloader(self) -> Batches:

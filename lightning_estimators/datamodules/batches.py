@@ -49,11 +49,10 @@ class Batches:
     - `pad=False` (validation, test): every image is yielded exactly once, by one of the ranks. Ranks still yield the
       same number of batches, by a last one that may be smaller (with a batch size of 1 it may be one fewer).
 
-    Resuming follows the protocol of Lightning (2.2 and later): `state_dict()` names the batch that comes next, and is
-    saved once the current one has been trained on (nothing is fetched ahead, since the length is known). After
-    `load_state_dict` the next iteration starts there. Lightning calls `sampler.set_epoch(epoch)` at the start of each
-    epoch; an epoch other than the saved one starts at its beginning. In a plain loop the epoch advances by itself
-    each time the loader is exhausted.
+    Resuming follows Lightning's protocol: `state_dict()` names the batch that comes next, and is saved once the current
+    one has been trained on (nothing is fetched ahead, since the length is known). After `load_state_dict` the next
+    iteration starts there. Lightning calls `sampler.set_epoch(epoch)` at the start of each epoch; in a plain loop the
+    epoch advances by itself each time the loader is exhausted.
 
     Shapes: yields `(batch, *images.shape[1:])`, float32.
 
@@ -66,6 +65,9 @@ class Batches:
         pad: Whether to repeat images so that all ranks have as many.
         rank: Which of the shards this is.
         world_size: Into how many shards the images are divided.
+        limit: How much of an epoch is taken before the next one begins, as Lightning's `limit_train_batches`: a number
+            of batches (int) or a fraction (float). The loader does not stop there; it only knows that a state saved
+            there was saved at the end of the epoch.
 
     Raises:
         ValueError: If there are no images, or a number is out of range.
@@ -92,6 +94,7 @@ class Batches:
         pad: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        limit: int | float = 1.0,
     ) -> None:
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be bytes (torch.uint8), 0 to 255, got {images.dtype}")
@@ -109,9 +112,11 @@ class Batches:
         self.pad = pad
         self.rank = rank
         self.world_size = world_size
+        self.limit = limit
         self.epoch = 0
         self._next = 0  # index of the batch that comes next
-        self._start = 0  # where the next iteration starts
+        self._resuming = False  # whether a state was loaded and nothing yielded since
+        self._shift = 0  # self.epoch, less what the one who calls set_epoch counts
 
     @property
     def sampler(self) -> Batches:
@@ -119,23 +124,39 @@ class Batches:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is; unless it is the current one, it starts at the first batch."""
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self._start = self._next = 0
+        """Say which epoch the next iteration is.
+
+        A loader that has just been given a state knows better: when training was stopped by `max_steps`, Lightning
+        counts the epoch as done, yet continues it at the batch where it stopped; and from a checkpoint of the end of an
+        epoch it counts one epoch too many if `max_steps` is set. Counts are aligned then.
+
+        Args:
+            epoch: Number of epochs before it.
+        """
+        if self._resuming:
+            self._shift = self.epoch - epoch
+        elif epoch + self._shift != self.epoch:
+            self.epoch = epoch + self._shift
+            self._next = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: the same on all ranks, plain numbers only."""
         return {"epoch": self.epoch, "next": self._next, **self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Start the next iteration where the loader that gave this state would have gone on."""
-        self.epoch = state_dict["epoch"]
-        self._start = self._next = state_dict["next"]
+        """Start the next iteration where the loader that gave this state would have gone on.
+
+        Args:
+            state_dict: What `state_dict` returned. A warning tells if it is from a loader with another order.
+        """
+        self._resuming = True
+        self.epoch, self._next = state_dict["epoch"], state_dict["next"]
+        if self._next >= (min(self.limit, len(self)) if isinstance(self.limit, int) else int(self.limit * len(self))):
+            self.epoch, self._next = self.epoch + 1, 0
         changed = {
             name: (state_dict.get(name), now) for name, now in self._order().items() if state_dict.get(name) != now
         }
-        if changed and self._start < len(self):
+        if changed and self._next > 0:
             told = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
             warnings.warn(
                 f"the rest of this epoch holds other batches than it would have without the interruption: {told}. "
@@ -151,14 +172,15 @@ class Batches:
     def __iter__(self) -> Iterator[Tensor]:
         # A generator: nothing happens before the first `next`. Lightning makes iterators before it loads the state and
         # says which epoch it is.
-        start, self._start = self._start, 0
+        start = self._next if self._resuming else 0
+        self._resuming = False
         epoch = self.epoch
         indices = self._indices(epoch)
         for index in range(start, len(self)):
             self._next = index + 1
             yield self._batch(epoch, index, indices)
         if self.epoch == epoch:
-            self.set_epoch(epoch + 1)
+            self.epoch, self._next = epoch + 1, 0
 
     def _order(self) -> dict[str, Any]:
         """What decides which images are in which batch."""

@@ -1,0 +1,76 @@
+import shutil
+
+import pytest
+import torch
+import torchvision
+
+from lightning_estimators.datamodules import MNIST, FashionMNIST
+
+BOTH = pytest.mark.parametrize("cls", [MNIST, FashionMNIST])
+
+
+@BOTH
+def test_splits_are_those_of_the_files(cls, generated_root):
+    data = cls(generated_root, binarization="none")
+    data.setup("fit")
+    train = getattr(torchvision.datasets, cls.__name__)(generated_root, train=True).data
+    test = getattr(torchvision.datasets, cls.__name__)(generated_root, train=False).data
+    assert [tuple(images.shape) for images in data.splits] == [(250, 1, 28, 28), (50, 1, 28, 28), (60, 1, 28, 28)]
+    assert torch.equal(torch.cat(data.splits[:2]).squeeze(1), train)
+    assert torch.equal(data.splits.test.squeeze(1), test)
+    torch.testing.assert_close(data.mean[0], train[:250].double().mean(0).div(255).float())
+
+
+@pytest.mark.parametrize(("cls", "grey", "test_grey"), [(MNIST, 0.1307, 0.1325), (FashionMNIST, 0.2860, 0.2869)])
+def test_real_files(cls, grey, test_grey, data_root, generated_root):
+    if data_root == generated_root:
+        pytest.skip("no real files at hand")
+    data = cls(data_root, binarization="none")
+    data.setup()
+    assert [len(images) for images in data.splits] == [50_000, 10_000, 10_000]
+    assert torch.cat(data.splits[:2]).double().mean().item() / 255 == pytest.approx(grey, abs=2e-4)
+    assert data.splits.test.double().mean().item() / 255 == pytest.approx(test_grey, abs=2e-4)
+
+
+@BOTH
+def test_missing_files_are_named_with_the_folder_and_the_remedy(cls, tmp_path, generated_root):
+    with pytest.raises(FileNotFoundError) as error:
+        cls(tmp_path).setup("fit")
+    folder = str(tmp_path / cls.__name__ / "raw")
+    for part in (folder, "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte", "download=True", "--data.download true"):
+        assert part in str(error.value)
+
+    shutil.copytree(generated_root / cls.__name__, tmp_path / cls.__name__)
+    (tmp_path / cls.__name__ / "raw" / "t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks t10k-images-idx3-ubyte\. Download"):
+        cls(tmp_path).setup("test")
+
+
+def test_damaged_files_are_named(tmp_path, generated_root):
+    shutil.copytree(generated_root / "MNIST", tmp_path / "MNIST")
+    file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"the train files in .* are damaged .* download=True"):
+        MNIST(tmp_path).setup()
+
+
+def test_a_failed_download_is_explained(tmp_path, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
+    with pytest.raises(RuntimeError, match=r"MNIST could not be downloaded into .*Error downloading(.|\n)*connection"):
+        MNIST(tmp_path, download=True).prepare_data()
+
+
+def test_an_unwritable_root_is_explained(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(RuntimeError, match="could not be downloaded into"):
+        MNIST(tmp_path / "file", download=True).prepare_data()
+
+
+def test_nothing_is_downloaded_when_the_files_are_there(generated_root, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: pytest.fail("went to the network"))
+    data = MNIST(generated_root, download=True)
+    data.prepare_data()
+    data.setup()
