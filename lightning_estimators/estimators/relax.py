@@ -70,10 +70,12 @@ def evaluate_surrogate(surrogate: nn.Module, q: Distribution, z: Tensor, context
     features = z.reshape(*lead, -1)
     if context is not None:
         features = torch.cat([features, context.to(z.dtype).expand(*lead, context.shape[-1])], -1)
-    out: Tensor = surrogate(features)
+    # In half-precision models the weights are half, and z is not: noise would be too coarse.
+    weight = next((p for p in surrogate.parameters() if p.is_floating_point()), features)
+    out: Tensor = surrogate(features.to(weight.dtype))
     if out.shape != lead and out.shape != (*lead, 1):
         raise ValueError(
             f"a surrogate must map (..., {features.shape[-1]}) to (..., 1) or (...): for an input of shape "
             f"{tuple(features.shape)} it returned {tuple(out.shape)}."
         )
-    return out.reshape(lead)
+    return out.reshape(lead).to(z.dtype)

@@ -39,15 +39,15 @@ def refuse_unsupported(trainer: pl.Trainer, module: str) -> None:
             f"{module}: remove it and pass accumulate_grad_batches={trainer.accumulate_grad_batches} to {module} "
             "(--model.accumulate_grad_batches on the command line)."
         )
-    if trainer.precision == "16-mixed":
-        raise ValueError(
-            f'Trainer(precision="16-mixed") is not supported by {module}: one loss scale cannot follow two optimizers. '
-            'Use precision="bf16-mixed", which needs no scale, or 32.'
-        )
     if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
         raise ValueError(
             f"{type(trainer.strategy).__name__} is not supported by {module}: the gradient of an estimator's variance "
             'is a second derivative, which sharded parameters cannot give. Use strategy="ddp".'
+        )
+    if trainer.precision == "16-mixed":
+        raise ValueError(
+            f'Trainer(precision="16-mixed") is not supported by {module}: one loss scale cannot follow two optimizers. '
+            'Use precision="bf16-mixed", which needs no scale, or 32.'
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
