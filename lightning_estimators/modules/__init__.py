@@ -2,5 +2,6 @@
 
 from lightning_estimators.modules.base import EstimatorModule
 from lightning_estimators.modules.discrete import DiscreteLatentModel
+from lightning_estimators.modules.toy import ToyModel
 
-__all__ = ["DiscreteLatentModel", "EstimatorModule"]
+__all__ = ["DiscreteLatentModel", "EstimatorModule", "ToyModel"]

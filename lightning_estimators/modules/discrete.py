@@ -170,10 +170,7 @@ class DiscreteLatentModel(EstimatorModule):
     def setup(self, stage: str) -> None:
         """Take the training mean when a model that has none is first fitted."""
         super().setup(stage)
-        if bool(self.mean_known):
-            return
-        if stage != "fit":
-            rank_zero_warn(f"This DiscreteLatentModel was never fitted nor loaded: `{stage}` sees initial weights.")
+        if stage != "fit" or bool(self.mean_known):
             return
         mean = getattr(getattr(self.trainer, "datamodule", None), "mean", None)
         if not isinstance(mean, Tensor):
@@ -200,6 +197,11 @@ class DiscreteLatentModel(EstimatorModule):
         """Log `val/loss`."""
         self.val_loss.update(self._negative_elbo(batch, lambda i, q, f, context: f(sample(q))))
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch))
+
+    def on_test_start(self) -> None:
+        """Warn if there is nothing to test."""
+        if not bool(self.mean_known):
+            rank_zero_warn("Testing a DiscreteLatentModel that was never fitted: give ckpt_path to load a trained one.")
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Log `test/elbo` and `test/bound`."""
@@ -359,8 +361,8 @@ class DiscreteLatentModel(EstimatorModule):
         if not isinstance(x, Tensor) or (x.ndim != 2 and x.shape[1:] != self.image_shape):
             given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(
-                f"DiscreteLatentModel expects a batch to be one tensor of images of shape (B, *{self.image_shape}), "
-                f"got {given}. Set image_shape, or let the dataloader yield images alone."
+                "DiscreteLatentModel expects a batch to be one tensor of images of shape "
+                f"{('B', *self.image_shape)}, got {given}. Set image_shape, or let the dataloader yield images alone."
             )
         return x.flatten(1)
 

@@ -1,0 +1,247 @@
+"""The smallest problem on which estimators differ."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Distribution, Independent
+
+from lightning_estimators.estimators import GradientEstimator
+from lightning_estimators.modules.base import EstimatorModule
+from lightning_estimators.objectives import Objective, Separable
+
+__all__ = ["HasControlVariate", "ToyModel"]
+
+_DRAWS = 2**20  # noise stream of the logged statistics, far from those of callbacks
+
+
+@runtime_checkable
+class HasControlVariate(Protocol):
+    """An estimator whose relaxation of the cost can be drawn."""
+
+    def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
+        """Return the relaxation of f at raw z, shape of z without its event axes (see `estimators.ControlVariate`)."""
+        ...
+
+
+class ToyModel(EstimatorModule):
+    r"""Minimises $E\big[\frac1D \sum_d (b_d - t)^2\big]$ over the logits of D independent Bernoulli variables.
+
+    The logits start at 0, and each variable has its own; with the mean over variables the loss has the same scale for
+    any D. The optimum puts every probability θ at 0 if t < 1/2 and at 1 if t > 1/2. Near t = 1/2 both outcomes cost
+    almost the same: at t = .499 the gradient starts at .0005, and one estimate by the plain score function is about
+    ±.125. Of the batch only the length matters: it is the number of estimates that a step averages (`datamodules.Toy`).
+
+    Logged besides what `EstimatorModule` logs: `val/loss` and `test/loss`, the exact expectation; and, every
+    `Trainer(log_every_n_steps)` batches, at the parameters the step starts from (the last four figures from `num_draws`
+    fresh estimates, which leave training as it is):
+
+    - `toy/loss`: the exact expectation.
+    - `toy/theta`: probability of b = 1, mean over variables.
+    - `toy/gradient`: exact derivative of the loss in the logits, mean over variables.
+    - `toy/log_variance`: natural logarithm of the sample variance of one estimate of the gradient (one example, one
+      variable), averaged over variables; for an exact estimator that of the smallest positive number, -87.
+    - `toy/bias`: mean estimate minus exact derivative, averaged over variables.
+    - `toy/bias_z`: root mean square over variables of the bias in units of its standard error: about 1 if unbiased.
+    - `toy/angle`: mean angle between one estimate and the exact gradient in degrees; for one variable 180 times the
+      share of draws of the wrong sign.
+
+    Every `figure_every_n_epochs` epochs, and only if there is a TensorBoard logger and the estimator has a method
+    `control_variate` (see `HasControlVariate`), the figure `toy/relaxation`: the relaxation as a function of noise u
+    at the present θ, all variables given the same u, beside the cost of the sample it stands for.
+
+    Args:
+        estimator: Estimates the gradient.
+        target: t.
+        num_latents: D.
+        num_draws: Fresh estimates behind the logged statistics, at least 2.
+        figure_every_n_epochs: Epochs between figures; 0 for none.
+        optimizer: See `EstimatorModule`, like all that follow.
+        surrogate_optimizer: For the estimator's own parameters.
+        lr_scheduler: For `optimizer`.
+        surrogate_lr_scheduler: For `surrogate_optimizer`.
+        lr_scheduler_interval: When both are stepped.
+        gradient_clip_val: Bound on the model's gradient.
+        gradient_clip_algorithm: What of it is bounded.
+        accumulate_grad_batches: Batches per step.
+
+    Raises:
+        TypeError: The estimator does not support Bernoulli variables.
+        ValueError: A number is impossible.
+
+    Source: first paper, 5.1, Figures 1 and 2 (t = .499); Tucker et al. (2017), *REBAR* (t = .45).
+
+    Example:
+        >>> import torch
+        >>> from lightning_estimators.estimators import Enumeration
+        >>> model = ToyModel(Enumeration(), target=0.25)
+        >>> model.loss(torch.zeros(3, 1)).tolist()
+        [0.3125, 0.3125, 0.3125]
+        >>> model.exact_gradient()
+        tensor([0.1250])
+    """
+
+    def __init__(
+        self,
+        estimator: GradientEstimator,
+        *,
+        target: float = 0.499,
+        num_latents: int = 1,
+        num_draws: int = 1000,
+        figure_every_n_epochs: int = 10,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        surrogate_optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        surrogate_lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        accumulate_grad_batches: int = 1,
+    ) -> None:
+        super().__init__(
+            optimizer=optimizer,
+            surrogate_optimizer=surrogate_optimizer,
+            lr_scheduler=lr_scheduler,
+            surrogate_lr_scheduler=surrogate_lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+            accumulate_grad_batches=accumulate_grad_batches,
+        )
+        for name, given, least in (
+            ("num_latents", num_latents, 1),
+            ("num_draws", num_draws, 2),
+            ("figure_every_n_epochs", figure_every_n_epochs, 0),
+        ):
+            if given < least:
+                raise ValueError(f"ToyModel needs {name} of at least {least}, got {given}.")
+        self.target, self.num_draws, self.figure_every_n_epochs = target, num_draws, figure_every_n_epochs
+        self.logits = nn.Parameter(torch.zeros(num_latents))
+        self.estimator = estimator
+        self.estimator.prepare(self._q(self.logits.detach().expand(1, -1)))
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Return one estimate of the loss per row of the batch, whose content does not matter."""
+        estimate: Tensor = self.estimator(self._q(self.logits.expand(len(batch), -1)), self.cost())
+        return estimate
+
+    def cost(self) -> Objective:
+        """Return f(b), the mean over variables of (b - t)²."""
+        return Separable(lambda b: (b - self.target).square() / len(self.logits))
+
+    def exact_loss(self) -> Tensor:
+        """Return the expectation, a scalar without gradient."""
+        p = self._probabilities()
+        return (p * (1 - self.target) ** 2 + (1 - p) * self.target**2).mean()
+
+    def exact_gradient(self) -> Tensor:
+        """Return the derivative of the expectation in the logits, shape `(num_latents,)`."""
+        p = self._probabilities()
+        return p * (1 - p) * (1 - 2 * self.target) / len(p)
+
+    def sample_gradients(self, num_draws: int) -> Tensor:
+        """Return independent estimates of the gradient in the logits, shape `(num_draws, num_latents)`.
+
+        Noise comes from torch's generator. Nothing else of training changes: a copy of the estimator is used, in
+        evaluation mode.
+        """
+        estimator = self._copy_of_estimator()
+        logits = self.logits.detach().expand(num_draws, -1).clone().requires_grad_()
+        with torch.enable_grad():
+            loss = estimator(self._q(logits), self.cost())
+            (gradients,) = torch.autograd.grad(loss.sum(), logits)
+        return gradients
+
+    def gradient_statistics(self) -> dict[str, Tensor]:
+        """Return the logged figures about the gradient, by the name they are logged under after `toy/`."""
+        exact, draws = self.exact_gradient(), self.sample_gradients(self.num_draws)
+        variance, bias = draws.var(0), draws.mean(0) - exact
+        tiny = torch.finfo(draws.dtype).tiny
+        error = (variance / len(draws)).sqrt()
+        cosine = torch.nn.functional.cosine_similarity(draws, exact.expand_as(draws), dim=-1, eps=tiny)
+        return {
+            "gradient": exact.mean(),
+            "log_variance": variance.mean().clamp_min(tiny).log(),
+            "bias": bias.mean(),
+            # An exact estimator has no error but rounding.
+            "bias_z": (bias / error.clamp_min(torch.finfo(draws.dtype).eps * exact.abs())).square().mean().sqrt(),
+            "angle": torch.rad2deg(torch.acos(cosine.clamp(-1, 1))).mean(),
+        }
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Log what the coming step starts from."""
+        super().on_train_batch_start(batch, batch_idx)
+        # Lightning's own condition, which it checks again when it hands what was logged to the loggers.
+        if not (self.trainer._logger_connector.should_update_logs or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
+            return
+        with isolate_rng(include_cuda=self.device.type == "cuda"):
+            self.seed_noise(_DRAWS, batch_idx)
+            figures = {"loss": self.exact_loss(), "theta": self._probabilities().mean(), **self.gradient_statistics()}
+        self.log_dict({f"toy/{name}": figure for name, figure in figures.items()}, on_step=True, on_epoch=False)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log `val/loss`."""
+        self.log("val/loss", self.exact_loss(), prog_bar=True, batch_size=len(batch))
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log `test/loss`."""
+        self.log("test/loss", self.exact_loss(), batch_size=len(batch))
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Return the probabilities θ, one row per row of the batch, `(B, num_latents)`."""
+        return self._probabilities().expand(len(batch), -1)
+
+    def on_train_epoch_end(self) -> None:
+        """Draw the relaxation."""
+        super().on_train_epoch_end()
+        every = self.figure_every_n_epochs
+        if every == 0 or self.current_epoch % every or not self.trainer.is_global_zero:
+            return
+        writers = [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        figure = self.relaxation_figure() if writers else None
+        for writer in writers:
+            if figure is not None:
+                writer.experiment.add_figure("toy/relaxation", figure, self.global_step)
+
+    def relaxation_curve(self, points: int = 200) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return u, the relaxation there, and the cost of the sample there, each `(points,)`; None without one."""
+        estimator = self._copy_of_estimator()
+        if not isinstance(estimator, HasControlVariate):
+            return None
+        u = (torch.arange(points, device=self.device, dtype=self.logits.dtype) + 0.5) / points
+        z = self.logits.detach() + torch.logit(u).unsqueeze(-1)
+        q = self._q(self.logits.detach().expand(points, -1))
+        with isolate_rng(include_cuda=self.device.type == "cuda"), torch.no_grad():
+            relaxed = estimator.control_variate(q, z, self.cost(), None)
+        return u, relaxed, self.cost()((z > 0).to(z.dtype))
+
+    def relaxation_figure(self) -> Figure | None:
+        """Draw `relaxation_curve`; None if the estimator has no relaxation."""
+        curve = self.relaxation_curve()
+        if curve is None:
+            return None
+        u, relaxed, cost = (values.float().cpu().numpy() for values in curve)
+        figure = Figure(figsize=(5, 3.5), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(u, relaxed, label="relaxation")
+        axes.plot(u, cost, "--", label="cost of the sample")
+        axes.set(xlabel="noise u", ylabel="cost", title=f"θ = {float(self._probabilities().mean()):.4f}")
+        axes.legend()
+        return figure
+
+    def _copy_of_estimator(self) -> GradientEstimator:
+        return copy.deepcopy(self.estimator).eval().requires_grad_(requires_grad=False)
+
+    @staticmethod
+    def _q(logits: Tensor) -> Distribution:
+        return Independent(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
+
+    def _probabilities(self) -> Tensor:
+        return torch.sigmoid(self.logits.detach())
