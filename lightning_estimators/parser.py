@@ -1,0 +1,93 @@
+"""The command line's parser: jsonargparse's, with messages of a line or two."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from importlib import import_module
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_estimators.modules import EstimatorModule
+
+__all__ = ["Parser"]
+
+
+class Parser(LightningArgumentParser):
+    """Says what was given, what is accepted, and little else.
+
+    jsonargparse reports a mistake deep inside an option once per type it tried, after a hundred lines of usage. The
+    essence is taken from its report where that is recognised; otherwise the report is shown as it is.
+    """
+
+    def print_usage(self, file: Any = None) -> None:
+        """Print one line; `--help` has the options."""
+        print(f"usage: {self.prog.replace(' [options]', '')} [options]", file=file)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the essence of a message and exit with status 2."""
+        super().error(_essence(message), ex)
+
+
+def _essence(message: str) -> str:
+    path = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    classes = re.findall(r"given class_path '([^']+)'", message)
+    if path and classes and (found := re.search(r"Option '([^']+)' is not accepted", message)):
+        name = found[1].split(".")[0]
+        known = _options(classes[-1])
+        return (
+            f"--{path}.{found[1]}: {classes[-1].rsplit('.', 1)[-1]} has no option {name!r}.{_guess(name, known)} "
+            f"It has: {', '.join(known) or 'none'}."
+        )
+    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        known = _class_names(path, classes)
+        if known:
+            return (
+                f"--{path}: there is no {found[1]!r}.{_guess(found[1], known)} Expected one of {', '.join(known)}; or "
+                "the full path of a class, such as my_project.MyClass."
+            )
+    if path and (found := re.search(r"Expected a (.+?)\. Got value: (.+)", message)):
+        kind = re.sub(r"<class '([\w.]+)'>", r"\1", found[1])
+        choices = re.fullmatch(r"typing\.Literal\[(.+)\]", kind)
+        return f"--{path}: expected {f'one of {choices[1]}' if choices else kind}, got {found[2]!r}."
+    if found := re.fullmatch(r"unrecognized arguments: (.+)", message):
+        return f"{message}. Options are listed by --help, those of a class by e.g. --model.help DiscreteLatentModel."
+    return message
+
+
+def _guess(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _load(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _options(class_path: str) -> list[str]:
+    parameters = inspect.signature(_load(class_path)).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _class_names(path: str, classes: list[str]) -> list[str]:
+    """Names of the classes that the option at a dotted path accepts, so far as they are imported."""
+    bases: tuple[Any, ...]
+    if path in ("model", "data"):
+        bases = (EstimatorModule if path == "model" else LightningDataModule,)
+    elif classes:
+        hint = get_type_hints(_load(classes[-1]).__init__).get(path.rpartition(".")[2])
+        bases = (hint, *(part for argument in get_args(hint) for part in (argument, *get_args(argument))))
+    else:
+        return []
+    names: set[str] = set()
+    pending = [base for base in bases if inspect.isclass(base) and base.__module__ != "builtins"]
+    while pending:
+        base = pending.pop()
+        pending += base.__subclasses__()
+        if not inspect.isabstract(base) and not base.__name__.startswith("_") and base not in bases:
+            names.add(base.__name__)
+    return sorted(names)
