@@ -61,7 +61,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         root: Folder in which the files are, or go, in torchvision's layout.
         batch_size: Images in a training batch of each rank; an epoch's last batch may be smaller.
         eval_batch_size: The same for validation, test and prediction.
-        binarization: One of the above.
+        binarization: How grey levels become zeros and ones: dynamic, static, threshold, or none.
         seed: Seed of splits, of the order of training images, and of binarization.
         download: Whether to download files that are missing.
 

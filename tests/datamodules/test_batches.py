@@ -126,9 +126,13 @@ def test_ranks_draw_different_pixels():
 
 
 @pytest.mark.parametrize("stop", range(1, 10))
-def test_resumes_in_the_middle_of_any_epoch(stop):
+@pytest.mark.parametrize("shard", [{}, {"rank": 1, "world_size": 2}])
+def test_resumes_in_the_middle_of_any_epoch(stop, shard):
+    count = 10 * shard.get("world_size", 1)
+
     def loader():
-        return Batches(torch.full((10, 20), 99, dtype=torch.uint8), 4, shuffle=True, resample=True, seed=2)
+        images = torch.full((count, 20), 99, dtype=torch.uint8)
+        return Batches(images, 4, shuffle=True, resample=True, seed=2, pad=True, **shard)
 
     whole = loader()
     expected = [batch for _ in range(4) for batch in whole]
