@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from lightning_estimators.callbacks.isolation import isolated
-from lightning_estimators.distributions import distribution_parameters
+from lightning_estimators.callbacks.fresh import fresh_statistics
+from lightning_estimators.callbacks.moments import model_optimizers, moment_statistics, refusal
+from lightning_estimators.callbacks.statistics import GroupStatistics
 from lightning_estimators.modules import EstimatorModule
 
 __all__ = ["GradientVariance"]
-
-# Noise streams of `EstimatorModule.seed_noise` from here on are free for callbacks; draw k uses stream 4 + k.
-_FIRST_STREAM = 4
 
 
 class GradientVariance(pl.Callback):
     r"""Logs the variance of the gradient and its signal-to-noise ratio, per group of parameters and per latent layer.
 
     Let $g_1, \dots, g_K$ be estimates of the gradient of the mean loss with respect to a group of n entries,
-    $\bar g$ their mean and $s_i^2 = \frac{1}{K-1} \sum_k (g_{k,i} - \bar g_i)^2$. Logged, never in the progress bar:
+    $\bar g$ their mean and $s_i^2 = \frac{1}{K-1} \sum_k (g_{k,i} - \bar g_i)^2$. Logged to all loggers and to
+    `trainer.callback_metrics`, never in the progress bar:
 
     ===============================  ==================================================================================
     key                              meaning
@@ -74,8 +69,19 @@ class GradientVariance(pl.Callback):
     Source: "fresh": Grathwohl et al. (2018), Figure 2 (left); "moments": Echraibi et al. (2020), appendix B.
 
     Example:
-        >>> callback = GradientVariance(num_samples=10, every_n_steps=500)
-        >>> trainer = pl.Trainer(callbacks=[callback], log_every_n_steps=50, logger=False, enable_checkpointing=False)
+        >>> import torch
+        >>> from lightning_estimators.estimators import REBAR
+        >>> from lightning_estimators.modules import DiscreteLatentModel
+        >>> _ = torch.manual_seed(0)
+        >>> model = DiscreteLatentModel(REBAR(), image_shape=(1, 4, 4), num_latents=[5, 3], data_mean=0.5)
+        >>> trainer = pl.Trainer(
+        ...     max_steps=1, log_every_n_steps=1, callbacks=[GradientVariance(num_samples=5)], accelerator="cpu",
+        ...     logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+        ... )
+        >>> trainer.fit(model, torch.utils.data.DataLoader(torch.rand(8, 1, 4, 4), batch_size=8))
+        >>> [key for key in sorted(trainer.callback_metrics) if key.endswith("/snr")]  # doctest: +NORMALIZE_WHITESPACE
+        ['gradient/decoder/snr', 'gradient/encoder/snr', 'gradient/logits/expectation.0/snr',
+         'gradient/logits/expectation.1/snr', 'gradient/prior/snr']
     """
 
     def __init__(
@@ -113,12 +119,11 @@ class GradientVariance(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse `"moments"` with an optimizer that has none."""
         if self.method == "moments":
-            for optimizer in _model_optimizers(trainer, cast(EstimatorModule, pl_module)):
-                # The moments do not exist before the first step; Adamax keeps a maximum instead of the second.
-                if not all("betas" in group for group in optimizer.param_groups) or isinstance(
-                    optimizer, torch.optim.Adamax
-                ):
-                    raise TypeError(_no_moments(optimizer))
+            for optimizer in model_optimizers(trainer, cast(EstimatorModule, pl_module)):
+                # The moments do not exist before the first step; Adamax has betas, but a maximum for the second.
+                adam_like = all("betas" in options for options in optimizer.param_groups)
+                if not adam_like or isinstance(optimizer, torch.optim.Adamax):
+                    raise TypeError(refusal(optimizer))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -126,155 +131,45 @@ class GradientVariance(pl.Callback):
         """Decide whether this step is measured; draw the fresh estimates, at the weights this step uses."""
         self._due = self._is_due(trainer)
         if self._due and self.method == "fresh":
-            _log(pl_module, self._fresh(trainer, cast(EstimatorModule, pl_module), batch, batch_idx))
+            module = cast(EstimatorModule, pl_module)
+            _log(trainer, fresh_statistics(trainer, module, batch, batch_idx, self.num_samples))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Read the optimizer's moments."""
-        if self._due and self.method == "moments":
-            _log(pl_module, self._moments(trainer, cast(EstimatorModule, pl_module)))
+        # Also at the first batches, so that an optimizer without moments is not found out hundreds of steps later.
+        if self.method == "moments" and (self._due or trainer.global_step <= 1):
+            statistics = moment_statistics(trainer, cast(EstimatorModule, pl_module))
+            if self._due:
+                _log(trainer, statistics)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return True
         # What Lightning's own callbacks ask before they spend time on something that would not be logged.
-        if not (trainer._logger_connector.should_update_logs or trainer.fast_dev_run):  # type: ignore[attr-defined]
+        if not trainer._logger_connector.should_update_logs:
             return False
         # Logged steps come every log_every_n_steps; of those, the first at or after each multiple of every_n_steps.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1  # the count that decides what is logged
         period: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         return self.every_n_steps is None or step % self.every_n_steps < period
 
-    def _fresh(self, trainer: pl.Trainer, module: EstimatorModule, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        groups = _trainable_groups(module)
-        parameters = [parameter for group in groups.values() for parameter in group]
-        means: dict[str, Tensor] = {}
-        squares: dict[str, Tensor] = {}  # Welford: sum over draws of squared deviations, summed over the entries
-        with isolated(module), torch.enable_grad():
-            for k in range(self.num_samples):
-                module.seed_noise(_FIRST_STREAM + k, batch_idx)
-                with trainer.precision_plugin.train_step_context(), _captured(module) as calls:
-                    loss = module.loss(batch).mean()
-                    latent = [p for of_path in calls.values() for call in of_path for p in call]
-                    found = iter(torch.autograd.grad(loss, [*parameters, *latent], allow_unused=True))
-                gradients = {
-                    name: _flat([_or_zero(next(found), parameter) for parameter in group])
-                    for name, group in groups.items()
-                }
-                for path, of_path in calls.items():
-                    reached = [[(next(found), p) for p in call] for call in of_path]
-                    first = next((call for call in reached if any(g is not None for g, _ in call)), None)
-                    if first is not None:
-                        gradients[f"logits/{path}"] = _flat([_or_zero(g, p) for g, p in first])
-                for name, gradient in gradients.items():
-                    mean = means.setdefault(name, torch.zeros_like(gradient))
-                    deviation = gradient - mean
-                    mean += deviation / (k + 1)
-                    squares[name] = squares.get(name, 0) + (deviation * (gradient - mean)).sum()
-        world = trainer.world_size
-        figures: dict[str, Tensor] = {}
-        for name, mean in means.items():
-            total = squares[name] / (self.num_samples - 1)
-            if name in groups:  # the same entries on every rank: the gradient is the average over ranks
-                mean = trainer.strategy.reduce(mean, reduce_op="mean")
-                total = trainer.strategy.reduce(total, reduce_op="mean") / world
-                norm, entries = mean.norm(), mean.new_tensor(mean.numel())
-            else:  # every rank has its own data points, of which the mean loss over all ranks has 1/world the gradient
-                parts = torch.stack([total, mean.square().sum(), mean.new_tensor(mean.numel())])
-                total, norm, entries = trainer.strategy.reduce(parts, reduce_op="sum")
-                total, norm = total / world**2, norm.sqrt() / world
-            figures |= _figures(name, total, norm, entries)
-        return figures
 
-    def _moments(self, trainer: pl.Trainer, module: EstimatorModule) -> dict[str, Tensor]:
-        moments: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
-        for optimizer in _model_optimizers(trainer, module):
-            for options in optimizer.param_groups:
-                for parameter in options["params"]:
-                    state = optimizer.state.get(parameter, {})
-                    if state and not {"exp_avg", "exp_avg_sq", "step"} <= state.keys():
-                        raise TypeError(_no_moments(optimizer))
-                    # Before the second step there is one gradient, and no variance.
-                    if state and (step := float(state["step"])) > 1:
-                        first, second = (
-                            state[key].to(torch.promote_types(parameter.dtype, torch.float32)) / (1 - beta**step)
-                            for key, beta in zip(("exp_avg", "exp_avg_sq"), options["betas"], strict=True)
-                        )
-                        moments[parameter] = first, second
-        figures: dict[str, Tensor] = {}
-        for name, group in _trainable_groups(module).items():
-            known = [moments[parameter] for parameter in group if parameter in moments]
-            if known:
-                mean, square = (_flat(list(part)) for part in zip(*known, strict=True))
-                total = (square - mean.square()).sum().clamp_min(0)
-                figures |= _figures(name, total, mean.norm(), mean.new_tensor(mean.numel()))
-        return figures
-
-
-def _figures(group: str, total: Tensor, norm: Tensor, entries: Tensor) -> dict[str, Tensor]:
-    variance = total / entries
-    snr = torch.where(norm > 0, norm / total.sqrt(), norm)
-    named = {"variance": variance, "log_variance": variance.log(), "snr": snr}
-    return {f"gradient/{group}/{name}": figure for name, figure in named.items()}
-
-
-def _log(module: pl.LightningModule, figures: Mapping[str, Tensor]) -> None:
-    for key, figure in figures.items():
-        # Equal on all ranks already, and a moment's figure: nothing to synchronise or to average over an epoch.
-        module.log(key, figure, on_step=True, on_epoch=False, prog_bar=False)
-
-
-@contextmanager
-def _captured(module: EstimatorModule) -> Iterator[dict[str, list[list[Tensor]]]]:
-    """Collect, per estimator and call, the parameters of q that a gradient can flow into."""
-    calls: dict[str, list[list[Tensor]]] = {path: [] for path in module.estimators()}
-    handles = []
-    for path, estimator in module.estimators().items():
-
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
-            q = args[0] if args else kwargs["q"]
-            attached = [p for p in distribution_parameters(q).values() if p.requires_grad]
-            if torch.is_grad_enabled() and attached:
-                calls[path].append(attached)
-
-        handles.append(estimator.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _trainable_groups(module: EstimatorModule) -> dict[str, list[nn.Parameter]]:
-    groups = {name: [p for p in group if p.requires_grad] for name, group in module.parameter_groups().items()}
-    return {name: group for name, group in groups.items() if group}
-
-
-def _model_optimizers(trainer: pl.Trainer, module: EstimatorModule) -> list[Optimizer]:
-    """Return the optimizers that hold the model's parameters; the estimators' own may be of any kind."""
-    model = {parameter for group in module.parameter_groups().values() for parameter in group}
-    held = [o for o in trainer.optimizers if any(p in model for options in o.param_groups for p in options["params"])]
-    if not held:
-        raise TypeError(
-            "GradientVariance(method='moments') reads Adam's moments, but the module has no optimizer for its "
-            "parameters. Return one from configure_optimizers, or use method='fresh'."
-        )
-    return held
-
-
-def _no_moments(optimizer: Optimizer) -> str:
-    return (
-        "GradientVariance(method='moments') reads the state `exp_avg` and `exp_avg_sq` that Adam, AdamW, NAdam and "
-        f"RAdam keep; the module's optimizer is {type(optimizer).__name__}. Use one of those, or method='fresh'."
-    )
-
-
-def _or_zero(gradient: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if gradient is None else gradient
-
-
-def _flat(parts: list[Tensor]) -> Tensor:
-    """Join to one vector, in at least float32: half precision would round differences between estimates away."""
-    return torch.cat([p.detach().reshape(-1).to(torch.promote_types(p.dtype, torch.float32)) for p in parts])
+def _log(trainer: pl.Trainer, statistics: dict[str, GroupStatistics]) -> None:
+    named = {
+        f"gradient/{group}/{name}": figure
+        for group, of_group in statistics.items()
+        for name, figure in of_group.figures().items()
+    }
+    # Not `module.log`: Lightning writes a value again at every later logged step of the epoch, as if it were new.
+    trainer.callback_metrics.update(named)
+    if not named:
+        return
+    values = torch.stack(list(named.values())).tolist()  # one transfer from the device
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(zip(named, values, strict=True)), step=step)
 
 
 def _is_integer(number: object) -> bool:

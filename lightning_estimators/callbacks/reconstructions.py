@@ -117,22 +117,25 @@ class Reconstructions(pl.Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._write(trainer, pl_module)
+            self._write(trainer, pl_module, self._batches_trained(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the grids of the final weights."""
-        self._write(trainer, pl_module)
+        # The last batch is counted by now, and was not yet at the validation that followed it.
+        self._write(trainer, pl_module, self._batches_trained(trainer) - 1)
 
     def _keep(self, trainer: pl.Trainer, batch: Any) -> None:
         if self._inputs is None and _tensorboards(trainer):
             self._inputs = self.images(batch)[: self.num_images].detach().clone()
 
-    def _write(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # The step that Lightning gives to the scalars of this moment; global_step differs under gradient accumulation.
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        if self._inputs is None or step == self._written_at:
+    def _batches_trained(self, trainer: pl.Trainer) -> int:
+        # What Lightning counts the steps of scalars by; global_step differs where gradients are accumulated.
+        return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+    def _write(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+        if self._inputs is None or trainer.global_step == self._written_at:
             return
-        self._written_at = step
+        self._written_at = trainer.global_step
         draws = cast(_Draws, module)
         with isolated(module), torch.no_grad(), trainer.precision_plugin.val_step_context():
             module.eval()
@@ -145,6 +148,11 @@ class Reconstructions(pl.Callback):
         if not trainer.is_global_zero:
             return
         for tag, picture in pictures.items():
+            if picture.ndim != 4 or picture.shape[1] not in (1, 3):
+                raise ValueError(
+                    f"{tag} must be images of shape (n, C, H, W) with 1 or 3 channels C, got {tuple(picture.shape)}. "
+                    "Have `images`, or the module's `reconstruct` or `sample_prior`, return that shape."
+                )
             per_row = math.ceil(math.sqrt(len(picture)))
             grid = make_grid(picture.detach().float().clamp(0, 1).cpu(), nrow=per_row, pad_value=0.5)
             for logger in _tensorboards(trainer):

@@ -1,0 +1,115 @@
+"""Statistics of the gradient from fresh estimates on one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_estimators.callbacks.isolation import isolated
+from lightning_estimators.callbacks.statistics import GroupStatistics, flatten
+from lightning_estimators.distributions import distribution_parameters
+from lightning_estimators.modules import EstimatorModule
+
+__all__ = ["fresh_statistics"]
+
+# Noise streams of `EstimatorModule.seed_noise` from here on are free for callbacks; draw k uses stream 4 + k.
+_FIRST_STREAM = 4
+
+Calls = dict[str, list[list[Tensor]]]
+"""Per path of an estimator, per call, the parameters of q that a gradient can flow into."""
+
+
+def fresh_statistics(
+    trainer: pl.Trainer, module: EstimatorModule, batch: Any, batch_idx: int, num_samples: int
+) -> dict[str, GroupStatistics]:
+    """Estimate the gradient of the mean loss `num_samples` times on one batch, leaving no trace in the module.
+
+    Args:
+        trainer: Decides the precision; its processes all call this at the same time.
+        module: At the weights to measure.
+        batch: What `module.loss` takes.
+        batch_idx: Index of the batch in its epoch; counter of the noise.
+        num_samples: Estimates, at least 2.
+
+    Returns:
+        By group (`module.parameter_groups()`, and `logits/<path>` for each estimator), what holds for the gradient
+        averaged over processes; equal on all of them.
+    """
+    groups = module.parameter_groups()
+    # Welford's recursion: one mean per group is kept, and the squared deviations only in sum over the entries.
+    means: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
+    for k in range(num_samples):
+        # Isolated one by one: a running statistic that has seen the draws before would not be the step's.
+        with isolated(module), torch.enable_grad():
+            module.seed_noise(_FIRST_STREAM + k, batch_idx)
+            with trainer.precision_plugin.train_step_context():
+                gradients = _gradients(module, groups, batch)
+        for name, gradient in gradients.items():
+            mean = means.setdefault(name, torch.zeros_like(gradient))
+            deviation = gradient - mean
+            mean += deviation / (k + 1)
+            squares[name] = squares.get(name, 0) + (deviation * (gradient - mean)).sum()
+    reduce, world = trainer.strategy.reduce, trainer.world_size
+    statistics: dict[str, GroupStatistics] = {}
+    for name, mean in means.items():
+        variance = squares[name] / (num_samples - 1)
+        entries = mean.new_tensor(mean.numel())
+        if name in groups:
+            # The same entries on every process, and noise that is independent: the variance of the average.
+            variance = reduce(variance, reduce_op="mean") / world
+            norm = reduce(mean, reduce_op="mean").norm()
+        else:
+            # Every process has its own data points, whose share of the mean over all of them is 1/world as large.
+            sums = torch.stack([variance / world**2, (mean / world).square().sum(), entries])
+            variance, norm, entries = reduce(sums, reduce_op="sum")
+            norm = norm.sqrt()
+        statistics[name] = GroupStatistics(variance, norm, entries)
+    return statistics
+
+
+def _gradients(module: EstimatorModule, groups: dict[str, list[nn.Parameter]], batch: Any) -> dict[str, Tensor]:
+    with _recorded(module) as calls:
+        loss = module.loss(batch).mean()
+    parameters = [parameter for group in groups.values() for parameter in group]
+    latent = [tensor for of_path in calls.values() for call in of_path for tensor in call]
+    # Never `backward`: it would accumulate in .grad and set off the hooks of DistributedDataParallel.
+    found = iter(torch.autograd.grad(loss, [*parameters, *latent], allow_unused=True))
+    gradients = {name: _joined([(next(found), p) for p in group]) for name, group in groups.items()}
+    for path, of_path in calls.items():
+        answers = [[(next(found), tensor) for tensor in call] for call in of_path]
+        # An enclosing estimator may evaluate its cost at points that the loss does not depend on.
+        reached = [call for call in answers if any(gradient is not None for gradient, _ in call)]
+        if reached:
+            gradients[f"logits/{path}"] = _joined(reached[0])
+    return gradients
+
+
+@contextmanager
+def _recorded(module: EstimatorModule) -> Iterator[Calls]:
+    estimators = module.estimators()
+    calls: Calls = {path: [] for path in estimators}
+    handles = []
+    for path, estimator in estimators.items():
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
+            q = args[0] if args else kwargs["q"]
+            attached = [tensor for tensor in distribution_parameters(q).values() if tensor.requires_grad]
+            if torch.is_grad_enabled() and attached:
+                calls[path].append(attached)
+
+        handles.append(estimator.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _joined(answers: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
+    return flatten([torch.zeros_like(tensor) if gradient is None else gradient for gradient, tensor in answers])
