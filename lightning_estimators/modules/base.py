@@ -46,7 +46,8 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
     usual.
 
     Noise is counter-based (`SeededModule`): processes draw independent noise, and a run resumed from any checkpoint
-    continues bit for bit if its data loader does.
+    continues bit for bit if its data loader does. (Lightning skips a validation that was due between the batch after
+    which the checkpoint was saved and the next one, so its figures are missing.)
 
     Implementing one:
 
@@ -261,7 +262,9 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
 
     def on_train_epoch_end(self) -> None:
         """Step plateau schedulers, which need the metrics of the epoch."""
-        # A run resumed at the end of an epoch passes here a second time.
+        # A run resumed at the end of an epoch passes here a second time, after Lightning has counted a batch too many
+        # for its loggers.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.batches_trained()
         done = self._plateau_stepped_at == self.batches_trained()
         if self.lr_scheduler_interval == "epoch" and self._epoch_ends() and not done:
             self._plateau_stepped_at = self.batches_trained()

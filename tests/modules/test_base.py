@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
-from modules.tiny import Gradients, Recorder, Rows, Tiny, rows, same, trainer
 from torch import nn
 from torch.distributions import Bernoulli, Independent
 
@@ -19,6 +18,7 @@ from lightning_estimators.baselines import LearnedBaseline
 from lightning_estimators.estimators import REBAR, REINFORCE, RELAX, GradientEstimator
 from lightning_estimators.modules import EstimatorModule
 from lightning_estimators.modules.safeguards import refuse_unsupported
+from modules.tiny import Gradients, Recorder, Rows, Tiny, rows, same, trainer
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
