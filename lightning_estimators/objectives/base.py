@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,12 +29,13 @@ class Objective(ABC):
     Attributes:
         event_dim: How many of the last axes of z are the event, categories of one-hot variables included.
         chunk_bytes: Bytes of changed points evaluated at once (what f allocates for them comes on top, in proportion);
-            None stands for 8 MiB on CPU, where chunks should stay in cache, and 256 MiB elsewhere. At least one point
-            is evaluated at a time.
+            None stands for `cpu_chunk_bytes` on CPU, where chunks should stay in cache, and 256 MiB elsewhere. At least
+            one point is evaluated at a time.
     """
 
     event_dim: int = 1
     chunk_bytes: int | None = None
+    cpu_chunk_bytes: ClassVar[int] = 2**23
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
@@ -156,12 +158,14 @@ class Objective(ABC):
 
     def _chunks(self, count: int, bytes_each: int, device: torch.device) -> Iterator[tuple[int, int]]:
         """Yield ranges that make up `range(count)`, each as long as the byte budget allows."""
-        budget = self.chunk_bytes
-        if budget is None:
-            budget = 2**23 if device.type == "cpu" else 2**28
-        step = max(1, budget // max(1, bytes_each))
+        step = max(1, self._budget(device) // max(1, bytes_each))
         for start in range(0, count, step):
             yield start, min(start + step, count)
+
+    def _budget(self, device: torch.device) -> int:
+        if self.chunk_bytes is not None:
+            return self.chunk_bytes
+        return self.cpu_chunk_bytes if device.type == "cpu" else 2**28
 
 
 class CallableObjective(Objective):

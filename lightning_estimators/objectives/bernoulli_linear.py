@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_estimators.objectives.base import Objective, check_order
 from lightning_estimators.objectives.coordinates import Coordinates
 from lightning_estimators.objectives.linear import check_linear, linear
+from lightning_estimators.objectives.softplus_change import SoftplusAt, chebyshev_reach, flip_changes
 
 __all__ = ["BernoulliLinear"]
 
@@ -43,6 +44,8 @@ class BernoulliLinear(Objective):
                 [-0.3799,  1.4338]])
     """
 
+    cpu_chunk_bytes = 2**20  # intermediate results of a chunk should stay in the second-level cache
+
     def __init__(self, weight: Tensor, bias: Tensor | None, target: Tensor, event_dim: int = 1) -> None:
         check_linear(type(self).__name__, weight, bias)
         if target.ndim < 1 or target.shape[-1] != len(weight):
@@ -61,18 +64,45 @@ class BernoulliLinear(Objective):
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Return the changes (shapes as in `Objective.coordinate_change`)."""
         at = Coordinates.of(z, z_new, self.event_dim)
-        points, coordinates, entries = at.z.shape
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             weight, a, x = self._at(z)
-            columns = weight.T.reshape(coordinates, entries, -1)
+            columns = weight.T.reshape(*at.z.shape[1:], -1)
             delta = (at.z_new - at.z).to(a.dtype)
-            # sum_p x_p w_p for every coordinate at once.
-            change = -torch.einsum("aljk,ljk->alj", delta, (x @ weight).reshape(points, coordinates, entries))
-            for alternative in range(len(delta)):
-                for start, stop in self._chunks(coordinates, a.numel() * a.element_size(), z.device):
-                    w = delta[alternative, :, start:stop].transpose(0, 1) @ columns[start:stop]
-                    change[alternative, :, start:stop] += _softplus_change(a, w).sum(-1).T
+            # Only on CPU may the way depend on values: elsewhere, reading them would wait for the device.
+            if z.device.type == "cpu" and a.numel() and not at.one_hot and bool((delta.abs() == delta.square()).all()):
+                change = self._flips(a, x, columns, delta)
+            else:
+                change = self._moves(a, x, columns, delta)
         return at.unflatten(change)
+
+    def _flips(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor) -> Tensor:
+        """Return the changes for moves by -1, 0 or 1: by matrix products, but for columns with huge weights."""
+        reach = columns.abs().amax((1, 2))
+        near = reach <= chebyshev_reach(24, a.dtype)
+        if not near.all():
+            change = torch.empty_like(delta[..., 0])
+            for some, way in ((near, self._flips), (~near, self._moves)):
+                if some.any():
+                    change[:, :, some] = way(a, x, columns[some], delta[:, :, some])
+            return change
+        block = self._budget(a.device) // a.element_size()
+        odd, even = flip_changes(a, x, columns[:, 0].contiguous(), reach.max().item(), block)
+        return delta[..., 0] * (odd + delta[..., 0] * even)
+
+    def _moves(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor) -> Tensor:
+        """Return the changes for any moves, shape `(A, L, J)`: element by element, in chunks."""
+        coordinates, entries, outputs = columns.shape
+        # sum_p x_p w_p for every coordinate at once.
+        seen = (x @ columns.reshape(-1, outputs).T).reshape(-1, coordinates, entries)
+        change = -(delta * seen).sum(-1)
+        small = a.device.type != "cpu" or columns.abs().mean().item() < 1e5 * torch.finfo(a.dtype).eps
+        for first, last in self._chunks(len(a), outputs * a.element_size(), a.device):
+            softplus = SoftplusAt(a[first:last])
+            for start, stop in self._chunks(coordinates, (last - first) * outputs * a.element_size(), a.device):
+                for alternative in range(len(delta)):
+                    w = delta[alternative, first:last, start:stop].transpose(0, 1) @ columns[start:stop]
+                    change[alternative, first:last, start:stop] += softplus.summed_change(w, small=small).T
+        return change
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
         r"""Return $\sum_p h^{(n)}(a_p) W_{pj}^n$, h = softplus - x a: exact, two matrix products at any order."""
@@ -88,17 +118,6 @@ class BernoulliLinear(Objective):
         weight = self.weight.to(dtype)
         a = linear(z, weight, None if self.bias is None else self.bias.to(dtype), self.event_dim)
         return weight, a.reshape(-1, len(weight)), self.target.to(dtype).expand(a.shape).reshape(-1, len(weight))
-
-
-def _softplus_change(a: Tensor, w: Tensor) -> Tensor:
-    """softplus(a + w) - softplus(a), accurate for any a and w."""
-    t = torch.sigmoid(a) * torch.expm1(w)
-    # Where t is far from 0, or a product of extremes, it may have lost all digits (sigma rounds to 1 or to 0, e^w
-    # overflows). There the change can be taken as a difference: that of relu without cancellation, plus that of what
-    # softplus is above relu.
-    relu = torch.where(a < 0, (a + w).relu(), torch.maximum(w, -a))
-    large = relu + torch.log1p(torch.exp(-(a + w).abs())) - torch.log1p(torch.exp(-a.abs()))
-    return torch.where((t.abs() < 0.5) & (w < 40), torch.log1p(t), large)
 
 
 @cache
