@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli, Independent
 
+from lightning_estimators.baselines import NoBaseline
 from lightning_estimators.estimators import REINFORCE
 from lightning_estimators.modules import EstimatorModule
 
@@ -18,7 +19,7 @@ class Coins(EstimatorModule):
         self.coins = nn.Parameter(torch.linspace(-2, 2, count))
         self.exact = nn.Parameter(torch.tensor([3.0, 4.0]))  # a gradient without noise: that of the sum of squares
         self.idle = nn.Parameter(torch.zeros(5))  # no gradient at all
-        self.score = REINFORCE()
+        self.score = REINFORCE(NoBaseline())
 
     def loss(self, batch):
         q = Independent(Bernoulli(logits=self.coins[batch["index"], None]), 1)

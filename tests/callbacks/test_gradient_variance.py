@@ -338,10 +338,22 @@ def test_fast_dev_run_measures_and_progress_bar_stays_clear():
     assert not any(key.startswith("gradient") for key in made.progress_bar_metrics)
 
 
+def test_measures_in_the_precision_of_training():
+    seen = []
+
+    class Watched(Coins):
+        def loss(self, batch):
+            seen.append((torch.is_autocast_enabled("cpu"), self.training))
+            return super().loss(batch)
+
+    fit(Watched(4), loader(4), GradientVariance(num_samples=2), precision="bf16-mixed")
+    assert seen == [(True, True)] * 3
+
+
 def test_batches_of_a_window_get_different_noise(tmp_path):
     logger = CSVLogger(tmp_path)
-    frozen = Coins(6, accumulate_grad_batches=3, optimizer=partial(torch.optim.SGD, lr=0.0))
-    fit(frozen, loader(6, 6), GradientVariance(num_samples=3), logger=logger, max_epochs=2)
+    frozen = Coins(50, accumulate_grad_batches=3, optimizer=partial(torch.optim.SGD, lr=0.0))
+    fit(frozen, loader(50, 6), GradientVariance(num_samples=3), logger=logger, max_epochs=2)
     figures = [row["gradient/coins/variance"] for row in rows(logger) if row["gradient/coins/variance"]]
     assert len(figures) == 12
     assert len(set(figures)) == 12

@@ -16,6 +16,10 @@ class Model(pl.LightningModule):
         self.frozen = nn.Dropout().eval()
         self.register_buffer("mean", torch.zeros(2))
         self.register_buffer("later", None)
+        self.logged = []
+
+    def log(self, name, value):
+        self.logged.append(name)
 
 
 def disturb(model):
@@ -54,6 +58,7 @@ def test_restores_everything():
     assert model.mean is mean
     assert model.norm.running_mean is statistics
     assert model.later is None
+    assert model.logged == []
     assert "log" not in vars(model)
 
 
