@@ -36,7 +36,7 @@ class Reconstructions(pl.Callback):
     ========================  =========================================================================================
 
     They are written when a validation ends during `fit`, every `every_n_epochs` epochs, and once more when `fit` ends
-    (from the first training batch if there is no validation), at the step of the scalars logged there. Other loggers
+    (from the first training batch if there was no validation), at the step of the scalars logged there. Other loggers
     get nothing. Random generators, buffers and train/eval modes are restored: training is bit-identical with and
     without the callback. Needs `module.reconstruct(x)`, which maps images `(n, C, H, W)` to images of that
     shape, and `module.sample_prior(n)`, which returns `(n, C, H, W)`, both in [0, 1]; values outside are clamped.
@@ -65,6 +65,7 @@ class Reconstructions(pl.Callback):
         self.every_n_epochs = every_n_epochs
         self._inputs: Tensor | None = None
         self._written_at: int | None = None
+        self._validated = False
 
     def images(self, batch: Any) -> Tensor:
         """Return the images of a batch, shape (B, C, H, W); override for batches of your own form."""
@@ -91,7 +92,7 @@ class Reconstructions(pl.Callback):
                 "Reconstructions needs a module with methods reconstruct(x) and sample_prior(n); "
                 f"{type(pl_module).__name__} has no {' and no '.join(missing)}. Add it, or remove the callback."
             )
-        self._inputs = self._written_at = None
+        self._inputs, self._written_at, self._validated = None, None, False
         if not _tensorboards(trainer) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
                 "Reconstructions writes to TensorBoard only, and the trainer has no TensorBoardLogger: no images will "
@@ -101,15 +102,16 @@ class Reconstructions(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep images of the first batch, for runs without validation."""
-        if not trainer.enable_validation:
+        """Keep images of the first batch, for runs that end before a validation."""
+        if self._inputs is None:
             self._keep(trainer, batch)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep images of the first batch."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and not self._validated:
+            self._validated = True
             self._keep(trainer, batch)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -125,7 +127,7 @@ class Reconstructions(pl.Callback):
         self._write(trainer, pl_module, self._batches_trained(trainer) - 1)
 
     def _keep(self, trainer: pl.Trainer, batch: Any) -> None:
-        if self._inputs is None and _tensorboards(trainer):
+        if _tensorboards(trainer):
             self._inputs = self.images(batch)[: self.num_images].detach().clone()
 
     def _batches_trained(self, trainer: pl.Trainer) -> int:

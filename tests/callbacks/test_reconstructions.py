@@ -116,6 +116,21 @@ def test_without_validation_writes_at_the_end(tmp_path):
     torch.testing.assert_close(first, make_grid(IMAGES[:4], nrow=2, pad_value=0.5), atol=1 / 255, rtol=0)
 
 
+def test_first_validation_replaces_training_images(tmp_path):
+    class Shifted(Negative):
+        def val_dataloader(self):
+            return data(lambda x: 1 - x)
+
+    # Validation comes after the second epoch of three steps; the first run ends before.
+    for stop, expected in {2: IMAGES[:4], 6: 1 - IMAGES[:4]}.items():
+        logger = TensorBoardLogger(tmp_path)
+        options = {"max_steps": stop, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}
+        fit(Shifted(), Reconstructions(4), logger, validate=False, **options)
+        assert steps(logger) == [stop - 1]
+        shown = picture(events(logger).Images(TAGS[0])[0])
+        torch.testing.assert_close(shown, make_grid(expected, nrow=2, pad_value=0.5), atol=1 / 255, rtol=0)
+
+
 def test_no_images_outside_fit(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     trainer = pl.Trainer(logger=logger, callbacks=[Reconstructions()], enable_progress_bar=False, accelerator="cpu")
