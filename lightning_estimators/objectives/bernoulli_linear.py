@@ -86,7 +86,7 @@ class BernoulliLinear(Objective):
                     change[:, :, some] = way(a, x, columns[some], delta[:, :, some])
             return change
         block = self._budget(a.device) // a.element_size()
-        odd, even = flip_changes(a, x, columns[:, 0].contiguous(), reach.max().item(), block)
+        odd, even = flip_changes(a, x, columns[:, 0], reach.max().item(), block)
         return delta[..., 0] * (odd + delta[..., 0] * even)
 
     def _moves(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor) -> Tensor:
@@ -96,11 +96,15 @@ class BernoulliLinear(Objective):
         seen = (x @ columns.reshape(-1, outputs).T).reshape(-1, coordinates, entries)
         change = -(delta * seen).sum(-1)
         small = a.device.type != "cpu" or columns.abs().mean().item() < 1e5 * torch.finfo(a.dtype).eps
-        for first, last in self._chunks(len(a), outputs * a.element_size(), a.device):
+        # In cache: sixteen tensors of some rows of a (half of them constant), then two of moves of those rows.
+        row = outputs * a.element_size()
+        for first, last in self._chunks(len(a), 16 * row, a.device):
             softplus = SoftplusAt(a[first:last])
-            for start, stop in self._chunks(coordinates, (last - first) * outputs * a.element_size(), a.device):
+            for start, stop in self._chunks(coordinates, 2 * (last - first) * row, a.device):
+                some = columns[start:stop].contiguous()
                 for alternative in range(len(delta)):
-                    w = delta[alternative, first:last, start:stop].transpose(0, 1) @ columns[start:stop]
+                    move = delta[alternative, first:last, start:stop].transpose(0, 1)
+                    w = move * some if entries == 1 else move @ some
                     change[alternative, first:last, start:stop] += softplus.summed_change(w, small=small).T
         return change
 

@@ -42,7 +42,7 @@ class SoftplusAt:
         """Return the change summed over the last axis.
 
         Args:
-            w: Moves of a, shape `(n, L, P)`.
+            w: Moves of a, shape `(n, L, P)`; overwritten.
             small: Whether moves may be so small that factors 1 + O(w) would lose their digits. Costs a logarithm for
                 every element where 16 could share one.
 
@@ -51,7 +51,7 @@ class SoftplusAt:
         """
         nearer = torch.addcmul(self.shift, self.sign, w)
         torch.minimum(nearer, self.crossing - nearer, out=nearer)
-        relu = torch.maximum(w + self.below, self.above).sum(-1)
+        relu = torch.maximum(w.add_(self.below), self.above, out=w).sum(-1)
         if small:
             return nearer.expm1_().mul_(self.tail).log1p_().sum(-1).add_(relu)
         factors = torch.addcmul(self.complement, self.tail, nearer.exp_(), out=nearer)
@@ -59,9 +59,9 @@ class SoftplusAt:
             half = factors.shape[-1] // 2
             if half:
                 odd = factors[..., 2 * half :]
-                factors = factors[..., :half].mul_(factors[..., half : 2 * half])
+                factors = factors[..., :half] * factors[..., half : 2 * half]  # contiguous, as a fast logarithm needs
                 factors[..., : odd.shape[-1]].mul_(odd)
-        return factors.log().sum(-1).add_(relu)
+        return factors.log_().sum(-1).add_(relu)
 
 
 def chebyshev_terms(reach: float, dtype: torch.dtype) -> int:
@@ -126,7 +126,7 @@ def flip_changes(a: Tensor, x: Tensor, columns: Tensor, reach: float, block: int
     odd, even = a.new_zeros(points, len(columns)), a.new_zeros(points, len(columns))
     step = max(1, block // outputs)
     for start in range(0, len(columns), step):
-        w = columns[start : start + step]
+        w = columns[start : start + step].contiguous()
         twice = w * (2 / reach)
         before, now = w, w * twice / 2  # w T_0 and w T_1
         for n in range(terms):
