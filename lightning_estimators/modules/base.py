@@ -16,9 +16,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_estimators.estimators import GradientEstimator
+from lightning_estimators.modules import schedules
 from lightning_estimators.modules.recorded import RecordedModule
 from lightning_estimators.modules.safeguards import (
     all_finite,
@@ -220,9 +220,9 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         # Here and not in on_train_batch_end: checkpoints are saved before that hook, and would miss the step.
         by_step = self.lr_scheduler_interval == "step"
         if window_ends if by_step else self._epoch_ends():
-            self._step_schedulers(plateau=False)
+            schedules.step(self, plateau=False, resumed=self._resumed_metrics)
         if window_ends and by_step:
-            self._step_schedulers(plateau=True)
+            schedules.step(self, plateau=True, resumed=self._resumed_metrics)
         return logged
 
     def configure_optimizers(self) -> Any:
@@ -230,9 +230,12 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         model = [p for group in self.parameter_groups().values() for p in group]
         if not model:
             raise ValueError(f"{type(self).__name__} has no trainable parameters outside its estimators.")
-        configured = [self._configure(self.optimizer, self.lr_scheduler, model)]
+        interval = self.lr_scheduler_interval
+        configured = [schedules.build(self.optimizer, self.lr_scheduler, model, interval)]
         if surrogate := self.surrogate_parameters():
-            configured.append(self._configure(self.surrogate_optimizer, self.surrogate_lr_scheduler, surrogate))
+            configured.append(
+                schedules.build(self.surrogate_optimizer, self.surrogate_lr_scheduler, surrogate, interval)
+            )
         return configured
 
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -268,7 +271,7 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         done = self._plateau_stepped_at == self.batches_trained()
         if self.lr_scheduler_interval == "epoch" and self._epoch_ends() and not done:
             self._plateau_stepped_at = self.batches_trained()
-            self._step_schedulers(plateau=True)
+            schedules.step(self, plateau=True, resumed=self._resumed_metrics)
 
     def on_validation_model_zero_grad(self) -> None:
         """Free gradients before validation, but not those of an unfinished accumulation window."""
@@ -291,10 +294,13 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
                 f"Not saving a checkpoint at step {self.global_step}: {', '.join(broken)} not finite. "
                 "The last checkpoint is as it was; lower the learning rate and resume from it."
             )
+        if not self._epoch_ends():
+            _reopen_epoch(checkpoint)
         held = {n: p.grad for n, p in self.named_parameters() if p.grad is not None} if self._window_open else {}
+        metrics = schedules.watched(self.trainer, self._resumed_metrics)
         checkpoint[_STATE] = {
             "plateau_stepped_at": self._plateau_stepped_at,
-            "metrics": {name: float(value) for name, value in self._monitored().items()},
+            "metrics": {name: float(value) for name, value in metrics.items()},
             # Not yet averaged over processes: every process gets its own back.
             "gradients": {n: self._gather(gradient).cpu() for n, gradient in held.items()},
         }
@@ -351,37 +357,10 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
             self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
         model.step()
 
-    def _configure(
-        self, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None, parameters: list[nn.Parameter]
-    ) -> dict[str, Any]:
-        made = optimizer(parameters)
-        if isinstance(made, torch.optim.LBFGS):
-            raise ValueError("LBFGS evaluates the loss many times per step, with other noise each time. Use another.")
-        if scheduler is None:
-            return {"optimizer": made}
-        schedule = scheduler(made)
-        if isinstance(schedule, ReduceLROnPlateau) and not hasattr(schedule, "monitor"):
-            raise ValueError(
-                "ReduceLROnPlateau does not say which metric it watches: use "
-                "functools.partial(lightning.pytorch.cli.ReduceLROnPlateau, monitor=...), with a logged metric."
-            )
-        return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": self.lr_scheduler_interval}}
 
-    def _step_schedulers(self, *, plateau: bool) -> None:
-        metrics = self._monitored() if plateau else {}
-        for config in self.trainer.strategy.lr_scheduler_configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau) != plateau:
-                continue
-            monitor = getattr(config.scheduler, "monitor", "")
-            if plateau and monitor not in metrics:
-                raise ValueError(
-                    f"ReduceLROnPlateau(monitor={monitor!r}) found no such metric at step {self.global_step}; logged "
-                    f"so far: {sorted(self.trainer.callback_metrics)}. Log it, or monitor one of these."
-                )
-            self.lr_scheduler_step(config.scheduler, metrics.get(monitor) if plateau else None)
-
-    def _monitored(self) -> dict[str, Any]:
-        """Latest values of the metrics that plateau schedulers watch; after a resume, those of the checkpoint."""
-        watched = {getattr(config.scheduler, "monitor", None) for config in self.trainer.strategy.lr_scheduler_configs}
-        latest = {**self._resumed_metrics, **self.trainer.callback_metrics}
-        return {name: latest[name] for name in watched if name in latest}
+def _reopen_epoch(checkpoint: dict[str, Any]) -> None:
+    """Let the run continue in the middle of an epoch: one cut by `max_steps` Lightning counts as finished."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    for counts in progress["total"], progress["current"]:
+        for stage in "processed", "completed":
+            counts[stage] = min(counts[stage], max(counts["started"] - 1, 0))

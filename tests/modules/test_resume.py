@@ -118,10 +118,18 @@ def test_after_an_exception_real_images_continue_bit_for_bit(tmp_path):
     assert later.logged == recorder.since(4)
 
 
-def test_after_max_steps_in_the_middle_of_an_epoch(tmp_path):
-    final, recorder = digits(tmp_path / "whole", max_epochs=-1, max_steps=9)
-    digits(tmp_path / "cut", max_epochs=-1, max_steps=4)
-    resumed, later = digits(tmp_path / "cut", tmp_path / "cut" / "last.ckpt", max_epochs=-1, max_steps=9)
+@pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_steps": 9, "max_epochs": -1}], ids=["epochs", "steps"])
+@pytest.mark.parametrize("saved", ["step=4.ckpt", "at-the-end-of-the-epoch.ckpt", "after-fit.ckpt"])
+def test_after_max_steps_in_the_middle_of_an_epoch(tmp_path, saved, limits):
+    final, recorder = digits(tmp_path, **limits)
+
+    class AfterFit(pl.Callback):
+        def on_fit_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "cut" / "after-fit.ckpt")
+
+    by_default = ModelCheckpoint(tmp_path / "cut", filename="at-the-end-of-the-epoch")
+    digits(tmp_path / "cut", callbacks=[AfterFit(), by_default], max_epochs=-1, max_steps=4)
+    resumed, later = digits(tmp_path, tmp_path / "cut" / saved, **limits)
     assert same(resumed, final)
     assert later.logged == recorder.since(4)
 
