@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -14,8 +15,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -31,7 +31,7 @@ from lightning_estimators.datamodules import Digits
 from lightning_estimators.estimators import REBAR
 from lightning_estimators.modules import DiscreteLatentModel, EstimatorModule
 from lightning_estimators.modules.recorded import CHECKPOINT_KEY
-from lightning_estimators.parser import Parser
+from lightning_estimators.parser import Parser, load_class
 
 __all__ = ["EstimatorCLI", "RunConfig", "main"]
 
@@ -106,12 +106,12 @@ class EstimatorCLI(LightningCLI):
         given = sys.argv[1:] if args is None else args
         subcommand, settings = _peek(given, tuple(self.subcommands()))
         if subcommand is not None:
+            own = self._subcommand_parsers[subcommand]
             try:
                 path = _checkpoint_path(settings)
-                saved = {} if path is None or "://" in path or path == "hpc" else saved_configuration(path)
+                saved = saved_configuration(path) if path is not None and os.path.isfile(path) else {}
             except (OSError, ValueError) as error:
-                parser.error(str(error))
-            own = self._subcommand_parsers[subcommand]
+                own.error(str(error))
             for name in ("model", "data"):
                 default = dict(saved.get(name, DEFAULTS[name]))
                 # Options of one class mean nothing to another: a default counts only while its class is not replaced.
@@ -122,8 +122,12 @@ class EstimatorCLI(LightningCLI):
             if "seed_everything" in saved:
                 own.set_defaults({"seed_everything": saved["seed_everything"]})
         self.config = parser.parse_object(given) if isinstance(given, (dict, Namespace)) else parser.parse_args(given)
-        if subcommand is not None and path is not None:
-            self.config[subcommand]["ckpt_path"] = path
+        if subcommand is None:
+            return
+        self.config[subcommand]["ckpt_path"] = path
+        data = self.config[subcommand].get("data.class_path")
+        if "model.image_shape" in settings and hasattr(load_class(data), "image_shape"):
+            own.error(f"--model.image_shape: {data} says what it is; leave it out.")
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: here Lightning lets the checkpoint override the command line."""
@@ -174,9 +178,10 @@ class EstimatorCLI(LightningCLI):
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            self.parser.error(
+            self._parser(self.subcommand).error(
                 f"the folder for logs and checkpoints cannot be written: {folder} ({error.strerror}). Give another "
-                "with --trainer.default_root_dir, or none with --trainer.logger false --trainer.enable_checkpointing false."
+                "with --trainer.default_root_dir, or write none with --trainer.logger false "
+                "--trainer.enable_checkpointing false."
             )
 
 
@@ -199,18 +204,34 @@ def main(args: ArgsType = None) -> None:
     try:
         EstimatorCLI(args)
     except Exception as error:
-        if not _is_refusal(error) or os.environ.get("JSONARGPARSE_DEBUG"):
+        root = _root(error)
+        if os.environ.get("JSONARGPARSE_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if not _is_refusal(root):
+            raise root from None
+        print(f"error: {root}\n(JSONARGPARSE_DEBUG=1 shows where it was raised.)", file=sys.stderr)
         raise SystemExit(2) from error
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether this package (or Lightning, of its options) raised it on purpose; anything else is a bug to be traced."""
-    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    raised = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise")
-    ours = frame.f_globals.get("__name__", "").partition(".")[0] == "lightning_estimators"
-    return raised and (ours or isinstance(error, MisconfigurationException))
+def _root(error: BaseException) -> BaseException:
+    """The exception of a constructor, which jsonargparse wraps in a listing of all arguments and types."""
+    while error.__cause__ is not None and _raised_in(error)[0].startswith("jsonargparse"):
+        error = error.__cause__
+    return error
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether it was raised on purpose, because of what was asked for; anything else is a bug to be traced."""
+    module, line = _raised_in(error)
+    refuses = re.match(r"lightning_estimators\.|lightning\.|torch\.optim\.", module)
+    mismatch = str(error).startswith("Error(s) in loading state_dict")
+    return line.startswith("raise") and (refuses is not None or mismatch)
+
+
+def _raised_in(error: BaseException) -> tuple[str, str]:
+    """Name of the module, and line of code."""
+    *_, (frame, number) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", ""), linecache.getline(frame.f_code.co_filename, number).strip()
 
 
 def _peek(given: Any, subcommands: tuple[str, ...]) -> tuple[str | None, Settings]:

@@ -8,12 +8,12 @@ import re
 from importlib import import_module
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_estimators.modules import EstimatorModule
 
-__all__ = ["Parser"]
+__all__ = ["Parser", "load_class"]
 
 
 class Parser(LightningArgumentParser):
@@ -29,7 +29,8 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the essence of a message and exit with status 2."""
-        super().error(_essence(message), ex)
+        # Parsers of nested classes raise instead, and theirs becomes part of the message of the outermost.
+        super().error(_essence(message) if self.exit_on_error else message, ex)
 
 
 def _essence(message: str) -> str:
@@ -50,12 +51,32 @@ def _essence(message: str) -> str:
                 "the full path of a class, such as my_project.MyClass."
             )
     if path and (found := re.search(r"Expected a (.+?)\. Got value: (.+)", message)):
-        kind = re.sub(r"<class '([\w.]+)'>", r"\1", found[1])
-        choices = re.fullmatch(r"typing\.Literal\[(.+)\]", kind)
-        return f"--{path}: expected {f'one of {choices[1]}' if choices else kind}, got {found[2]!r}."
+        return f"--{path}: expected {_kind(found[1])}, got {found[2]!r}."
+    if path:
+        kinds = re.findall(r"- Expected an? (<class '(?!NoneType).+)", message)
+        values = re.findall(r"Given value: (?!NestedArg|Namespace)(.+)", message)
+        if kinds and values:
+            return f"--{path}: expected {' or '.join(map(_kind, dict.fromkeys(kinds)))}, got {values[0]!r}."
+        # Whatever else went wrong with the innermost of the classes, without the report on None and on the outer ones.
+        lines = (re.sub(r'^Parser key "[^"]*": ', "", line.strip(" -")) for line in message.splitlines())
+        told = [line for line in lines if not _NOISE.match(line)]
+        where = f"--{path}: {classes[-1].rsplit('.', 1)[-1]}: " if classes else f"--{path}: "
+        return where + "; ".join(dict.fromkeys(told)) if any(told) else message
     if found := re.fullmatch(r"unrecognized arguments: (.+)", message):
         return f"{message}. Options are listed by --help, those of a class by e.g. --model.help DiscreteLatentModel."
     return message
+
+
+_NOISE = re.compile(
+    r"$|Expected a path but|Parser key \"[^\"]*\":$|Does not validate against|Subtypes:|Errors:$|Expected a <class 'NoneType'>$|"
+    r"Given value|Problem with given class_path '[^']*':$"
+)
+
+
+def _kind(text: str) -> str:
+    kind = re.sub(r"<class '([\w.]+)'>", r"\1", text)
+    choices = re.fullmatch(r"typing\.Literal\[(.+)\]", kind)
+    return f"one of {choices[1]}" if choices else kind.replace("collections.abc.", "")
 
 
 def _guess(name: str, known: list[str]) -> str:
@@ -63,13 +84,14 @@ def _guess(name: str, known: list[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _load(class_path: str) -> Any:
+def load_class(class_path: str) -> Any:
+    """Import a class by its path."""
     module, _, name = class_path.rpartition(".")
     return getattr(import_module(module), name)
 
 
 def _options(class_path: str) -> list[str]:
-    parameters = inspect.signature(_load(class_path)).parameters.values()
+    parameters = inspect.signature(load_class(class_path)).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
@@ -78,8 +100,9 @@ def _class_names(path: str, classes: list[str]) -> list[str]:
     bases: tuple[Any, ...]
     if path in ("model", "data"):
         bases = (EstimatorModule if path == "model" else LightningDataModule,)
-    elif classes:
-        hint = get_type_hints(_load(classes[-1]).__init__).get(path.rpartition(".")[2])
+    elif classes or path.startswith("trainer."):
+        owner = load_class(classes[-1]) if classes else Trainer
+        hint = get_type_hints(owner.__init__).get(path.rpartition(".")[2])
         bases = (hint, *(part for argument in get_args(hint) for part in (argument, *get_args(argument))))
     else:
         return []
