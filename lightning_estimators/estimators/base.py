@@ -78,6 +78,8 @@ class GradientEstimator(Configurable, nn.Module, ABC):
     """Whether the gradient flows through the value itself: q arrives attached, and `gradients` stays empty."""
     min_samples: ClassVar[int] = 1
     """The least `num_samples` that makes sense."""
+    learns_variance: ClassVar[bool] = False
+    """Whether `control` is the sum of squares of the gradient, so that its gradient is that of the variance."""
 
     def __init__(self, num_samples: int = 1) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from lightning_estimators.estimators.base import Estimate, GradientEstimator, check_temperature
-from lightning_estimators.estimators.relaxation import hard, relax, relaxation
+from lightning_estimators.estimators.relaxation import check_differentiable, hard, relax, relaxation
 from lightning_estimators.objectives import Objective
 
 __all__ = ["Concrete"]
@@ -75,10 +75,7 @@ class Concrete(GradientEstimator):
         if self.straight_through:
             soft = hard(q, z) + (soft - soft.detach())
         value = f(soft)
-        if soft.requires_grad and not value.requires_grad:
-            raise ValueError(
-                "Concrete differentiates f, but f(z) has no gradient in z. Use REINFORCE or RELAX for a black box."
-            )
+        check_differentiable(self, value, soft)
         return Estimate(value)
 
     def diagnostics(self) -> dict[str, Tensor]:
@@ -87,5 +84,5 @@ class Concrete(GradientEstimator):
 
     def extra_repr(self) -> str:
         """Show the settings."""
-        learned = self.log_temperature.requires_grad
-        return f"straight_through={self.straight_through}, learn_temperature={learned}, {super().extra_repr()}"
+        now = f"temperature={self.log_temperature.exp().item():.4g}, straight_through={self.straight_through}"
+        return f"{now}, learn_temperature={self.log_temperature.requires_grad}, {super().extra_repr()}"

@@ -31,6 +31,7 @@ class ControlVariate(GradientEstimator):
 
     unbiased: ClassVar[bool] = True
     families: ClassVar[tuple[type[Distribution], ...]] = (Bernoulli, OneHotCategorical)
+    learns_variance: ClassVar[bool] = True
 
     @abstractmethod
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
@@ -63,7 +64,7 @@ class ControlVariate(GradientEstimator):
         gradient = (value.detach() - (c_given_b if learns else c_given_b.detach())).reshape(lead) * score(
             q, b
         ) + pathwise
-        control = gradient.square().flatten(len(q.batch_shape)).sum(-1) if learns else None
+        control = gradient.square().reshape(*c.shape, -1).sum(-1) if learns else None
         return Estimate(value, dict.fromkeys(leaves, gradient), control)
 
     def _gradient(self, c: Tensor, leaf: Tensor, *, create_graph: bool) -> Tensor:

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from lightning_estimators.estimators.base import check_temperature
 from lightning_estimators.estimators.control_variate import ControlVariate
-from lightning_estimators.estimators.relaxation import relax
+from lightning_estimators.estimators.relaxation import check_differentiable, relax
 from lightning_estimators.objectives import Objective
 
 __all__ = ["REBAR"]
@@ -68,7 +68,16 @@ class REBAR(ControlVariate):
 
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
         """Return η f(σ_λ(z))."""
-        return self.eta * f(relax(q, z, self.log_temperature.exp()))
+        soft = relax(q, z, self.log_temperature.exp())
+        value = f(soft)
+        check_differentiable(self, value, soft)
+        return self.eta * value
+
+    def extra_repr(self) -> str:
+        """Show the settings, η and λ as they are now."""
+        learned = f"learn_temperature={self.log_temperature.requires_grad}, learn_eta={self.eta.requires_grad}"
+        now = f"temperature={self.log_temperature.exp().item():.4g}, eta={self.eta.item():.4g}"
+        return f"{now}, {learned}, {super().extra_repr()}"
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return `eta` and `temperature`."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution
 from torch.nn.functional import softplus
 
 from lightning_estimators.distributions import base_distribution
 from lightning_estimators.noise import uniform
 
-__all__ = ["conditional_relaxation", "hard", "relax", "relaxation", "score"]
+__all__ = ["check_differentiable", "conditional_relaxation", "hard", "relax", "relaxation", "score"]
 
 
 def relaxation(q: Distribution) -> Tensor:
@@ -64,6 +64,31 @@ def relax(q: Distribution, z: Tensor, temperature: Tensor | float) -> Tensor:
     if isinstance(base_distribution(q), Bernoulli):
         return torch.sigmoid(z / temperature)
     return torch.softmax(z / temperature, -1)
+
+
+def check_differentiable(estimator: nn.Module, value: Tensor, soft: Tensor) -> None:
+    """Refuse an f whose value at relaxed samples is cut off from them.
+
+    An f with parameters of its own still requires grad then, so only the graph tells: from the value one must get to
+    the samples. Without this a black box would be estimated with bias and no sign of it.
+
+    Raises:
+        ValueError: There is no way.
+    """
+    if not soft.requires_grad:
+        return
+    goal, todo, seen = soft.grad_fn, [value.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is goal:
+            return
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo.extend(parent for parent, _ in node.next_functions)
+    raise ValueError(
+        f"{type(estimator).__name__} differentiates f at relaxed samples, but f(z) has no gradient in z. "
+        "Use RELAX, REINFORCE or StochasticBackprop for a black box."
+    )
 
 
 def score(q: Distribution, b: Tensor) -> Tensor:

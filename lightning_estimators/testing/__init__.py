@@ -1,0 +1,20 @@
+"""Conformance suite for gradient estimators: exact problems, and `check_estimator` for your own plug-ins."""
+
+from lightning_estimators.testing.check import CHECKS, check_estimator
+from lightning_estimators.testing.gradients import nested_moments
+from lightning_estimators.testing.learning import total_variance
+from lightning_estimators.testing.problems import Problem
+from lightning_estimators.testing.statistics import BOUND, COMPARISONS, FALSE_ALARM_RATE, Moments, Report
+
+__all__ = [
+    "BOUND",
+    "CHECKS",
+    "COMPARISONS",
+    "FALSE_ALARM_RATE",
+    "Moments",
+    "Problem",
+    "Report",
+    "check_estimator",
+    "nested_moments",
+    "total_variance",
+]

@@ -1,0 +1,183 @@
+"""Checks of the contract: shapes, refusals, the count of evaluations, saturation, copies."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategorical
+
+from lightning_estimators.testing.statistics import Report, require
+from lightning_estimators.testing.subject import Cost, Factory, Subject, build, families, layouts, one_layer
+
+__all__ = ["check_copies", "check_cost", "check_refusals", "check_saturated", "check_shapes"]
+
+
+def weighted_squares(q: Distribution) -> Cost:
+    """Return a smooth cost for any event shape, in which every coordinate has another weight."""
+    event = q.event_shape
+
+    def cost(z: Tensor) -> Tensor:
+        weights = torch.arange(1, event.numel() + 1, dtype=z.dtype).reshape(event)
+        return (weights * (z - 0.3).square()).sum(tuple(range(-len(event), 0))) if event else (z - 0.3).square()
+
+    return cost
+
+
+def check_shapes(factory: Factory, report: Report) -> None:
+    """Value of shape `q.batch_shape` and finite gradients of the shape of the parameter, in float32 and float64.
+
+    For Bernoullis and one-hot categoricals by logits and by probs, several batch and event shapes; under `no_grad`
+    a value only.
+    """
+    check = "shapes"
+    for name, leaf, q in layouts(families(factory), scale=1.0):
+        subject = build(factory, q)
+        value = subject(q, weighted_squares(q))
+        found, expected = (value.shape, value.dtype), (q.batch_shape, leaf.dtype)
+        require(found == expected, check, name, f"expected a value of {expected}, got {found}")
+        require(value.requires_grad, check, name, "the value carries no gradient")
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        require(bool(value.isfinite().all()), check, name, f"the value is not finite: {value}")
+        require(bool(gradient.isfinite().all()), check, name, f"the gradient is not finite: {gradient}")
+        with torch.no_grad():
+            value = subject(q, weighted_squares(q))
+        require(not value.requires_grad, check, name, "the value requires grad under no_grad")
+        require(value.shape == q.batch_shape, check, name, f"got shape {tuple(value.shape)} under no_grad")
+
+
+def check_saturated(factory: Factory, report: Report) -> None:
+    """Finite value and gradients, the model's and its own, at logits of ±50 and the probabilities they round to."""
+    check = "saturated"
+    for name, leaf, q in layouts(families(factory), scale=float("inf")):
+        subject = build(factory, q)
+        value = subject(q, weighted_squares(q))
+        torch.autograd.backward(value.sum())
+        figures: dict[str, Tensor | None] = {"the value": value, "the gradient": leaf.grad}
+        figures |= {f"the gradient of its own {n}": p.grad for n, p in subject.own().items()}
+        for what, figure in figures.items():
+            finite = figure is not None and bool(figure.isfinite().all())
+            require(finite, check, name, f"{what} is missing or not finite: {figure}")
+
+
+def check_refusals(factory: Factory, report: Report) -> None:
+    """TypeError for families that are not declared, by `check` and by a call; ValueError for an f of another shape.
+
+    For an f without gradient in z: ValueError if `needs_gradient`, else a finite gradient.
+    """
+    check = "refusals"
+    logits = torch.zeros(4, 2, 3, requires_grad=True)
+    others = [Bernoulli(logits=logits), OneHotCategorical(logits=logits), Normal(logits, torch.ones(4, 2, 3))]
+    for other in others:
+        if not isinstance(other, factory().families):
+            name, what = type(other).__name__, "a family that is not declared, given to"
+            _refuses(TypeError, partial(factory().check, other), check, name, f"{what} check")
+            _refuses(TypeError, partial(factory(), other, lambda z: z), check, name, f"{what} a call")
+    for family in families(factory):
+        q = one_layer(family, logits)  # one backward at most, so that it can be used twice
+        subject = build(factory, q)
+        _refuses(ValueError, partial(subject, q, lambda z: z), check, family.__name__, "an f that returns z itself")
+        scale = torch.ones((), requires_grad=True)  # black boxes may still have parameters
+
+        def black_box(z: Tensor, scale: Tensor = scale, event: tuple[int, ...] = tuple(q.event_shape)) -> Tensor:
+            return scale * (z.detach() > 0.5).to(z.dtype).sum(tuple(range(-len(event), 0)))
+
+        if subject.estimator.needs_gradient:
+            what = "an f that has no gradient in z, which `needs_gradient` says it needs"
+            _refuses(ValueError, partial(subject, q, black_box), check, family.__name__, what)
+        else:
+            (gradient,) = torch.autograd.grad(subject(q, black_box).sum(), logits)
+            finite = bool(gradient.isfinite().all())
+            require(finite, check, family.__name__, f"the gradient of a black box is not finite: {gradient}")
+
+
+def check_cost(factory: Factory, report: Report) -> None:
+    """`cost(q)` is what a plain callable is asked: points evaluated, and points at which its gradient is taken."""
+    check = "cost"
+    for family in families(factory):
+        logits = torch.zeros(5, 2, 3, dtype=torch.float64, requires_grad=True)
+        q = one_layer(family, logits[..., 0] if family is Bernoulli else logits)
+        subject = build(factory, q)
+        subject.estimator.requires_grad_(requires_grad=False)  # training own parameters differentiates more than once
+        counted = _Counted(weighted_squares(q), q.event_shape.numel())
+        torch.autograd.backward(subject(q, counted).sum())
+        found = (counted.values / len(logits), counted.gradients / len(logits))
+        declared = subject.estimator.cost(q)
+        message = f"cost(q) says {declared} evaluations of f and of its gradient per batch element, counted {found}"
+        require(found == declared, check, family.__name__, message)
+
+
+def check_copies(factory: Factory, report: Report) -> None:
+    """state_dict, deepcopy and pickle keep everything that enters an estimate; repr names every setting."""
+    check = "copies"
+    for family in families(factory):
+        logits = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        logits = (logits[..., 0] if family is Bernoulli else logits).clone().requires_grad_()
+        subject = build(factory, one_layer(family, logits))
+        for _ in range(3):  # running statistics and own parameters leave their initial values
+            q = one_layer(family, logits)
+            torch.autograd.backward(subject(q, weighted_squares(q)).sum())
+        for p in subject.own().values():
+            p.data.add_(0.1)
+        file = io.BytesIO()
+        torch.save(subject.estimator.state_dict(), file)
+        file.seek(0)
+        loaded = build(factory, one_layer(family, logits), seed=1).estimator
+        loaded.load_state_dict(torch.load(file, weights_only=True))
+        copies = {
+            "state_dict": loaded,
+            "deepcopy": copy.deepcopy(subject.estimator),
+            "pickle": pickle.loads(pickle.dumps(subject.estimator)),
+        }
+        expected = _outcome(subject, family, logits)
+        for how, estimator in copies.items():
+            found = _outcome(Subject(estimator, subject.needs_context), family, logits)
+            same = all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+            require(same, check, family.__name__, f"{how}: another estimate under the same noise")
+        shown = repr(subject.estimator)
+        for setting in inspect.signature(type(subject.estimator)).parameters:
+            named = f"{setting}=" in shown or f"({setting})" in shown
+            require(named, check, family.__name__, f"repr does not show the setting {setting!r}: {shown}")
+
+
+class _Counted:
+    """Counts points of z at which f and its gradient are evaluated."""
+
+    def __init__(self, f: Cost, event_size: int) -> None:
+        self.f, self.event_size = f, event_size
+        self.values = self.gradients = 0
+
+    def __call__(self, z: Tensor) -> Tensor:
+        self.values += z.numel() // self.event_size
+        if z.requires_grad:
+            z = z.view_as(z)
+            z.register_hook(self._count)  # type: ignore[no-untyped-call]
+        return self.f(z)
+
+    def _count(self, gradient: Tensor) -> None:
+        self.gradients += gradient.numel() // self.event_size
+
+
+def _outcome(subject: Subject, family: type[Distribution], logits: Tensor) -> list[Tensor]:
+    torch.manual_seed(7)
+    q = one_layer(family, logits)
+    value = subject(q, weighted_squares(q))
+    sources = [logits, *subject.own().values()]
+    gradients = torch.autograd.grad(value.sum(), sources, allow_unused=True, materialize_grads=True)
+    return [value.detach(), *gradients]
+
+
+def _refuses(kind: type[Exception], call: Callable[[], object], check: str, problem: str, what: str) -> None:
+    try:
+        call()
+    except kind:
+        return
+    except Exception as error:
+        raise AssertionError(f"{check}: {problem}: {what}: expected {kind.__name__}, got {error!r}") from error
+    raise AssertionError(f"{check}: {problem}: {what}: expected {kind.__name__}, nothing was raised")

@@ -1,0 +1,95 @@
+"""Checks of the gradient of the model: unbiased or not as declared, and reaching everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli
+
+from lightning_estimators.testing.problems import Problem
+from lightning_estimators.testing.statistics import Moments, Report, require
+from lightning_estimators.testing.subject import Factory, build, families, one_layer
+
+__all__ = ["SAMPLES", "check_batch_of_one", "check_bias", "check_reach", "nested_moments"]
+
+SAMPLES = 200_000
+"""Independent estimates per comparison of `check_bias`."""
+
+
+def nested_moments(problem: Problem, factories: Sequence[Factory], samples: int = SAMPLES) -> Moments:
+    """Return the moments of estimates of a problem by estimators nested in one another, outermost first.
+
+    The estimates are the batches of a few large calls, so that running statistics of one are in use in the next.
+    """
+    q = problem.distribution(problem.parameters()["logits"].unsqueeze(0))
+    subjects = [build(factory, q, seed) for seed, factory in enumerate(factories)]
+    for inner in subjects[1:]:
+        inner.estimator.requires_grad_(requires_grad=False)  # their own gradients are not looked at here
+    moments = Moments(problem.exact())
+    torch.manual_seed(0)
+    moments.add(problem.estimates(subjects, 100))
+    samples //= subjects[0].estimator.num_samples  # each estimate is an average of so many
+    exact = all(bool((moments.error(name)[1] < 1e-12).all()) for name in moments.exact)
+    while moments.count < samples and not exact:  # 100 equal estimates say as much as any number
+        moments.add(problem.estimates(subjects, min(25_000, samples - moments.count)))
+    return moments
+
+
+def check_bias(factory: Factory, report: Report) -> None:
+    """Mean of value and gradient against the exact sum, for one layer and two nested ones; or bias, if declared."""
+    for family in families(factory):
+        for layers in (1, 2):
+            # Two variables interact in one layer; in two nested ones of many categories one variable is enough.
+            problem = Problem(family, layers, variables=1 if layers == 2 and family is not Bernoulli else 2)
+            moments = nested_moments(problem, [factory] * layers)
+            (report.unbiased if factory().unbiased else report.biased)("bias", str(problem), moments)
+
+
+def check_batch_of_one(factory: Factory, report: Report) -> None:
+    """Mean of the gradient over a sequence of calls with a single batch element.
+
+    Large batches hide what a running statistic, or another element, takes from the current cost: here it is all.
+    The cost is ±1 with equal probability, where a good baseline leaves no variance and so the least bias shows.
+    """
+    if not factory().unbiased:
+        return
+    family = families(factory)[0]  # what batches and running statistics do is the same for all
+    bernoulli = family is Bernoulli
+    logits = torch.zeros((1, 1) if bernoulli else (1, 1, 2), dtype=torch.float64, requires_grad=True)
+    moments = Moments({"the gradient": torch.tensor([0.5] if bernoulli else [[0.5, -0.5]], dtype=torch.float64)})
+    subject = build(factory, one_layer(family, logits))
+
+    def estimate() -> Tensor:
+        value = subject(one_layer(family, logits), lambda z: 2 * (z if bernoulli else z[..., 0]).sum(-1) - 1)
+        return torch.autograd.grad(value.sum(), logits)[0]
+
+    def seeded() -> Tensor:
+        torch.manual_seed(0)
+        return estimate()
+
+    running = not torch.equal(seeded(), seeded())
+    for _ in range(500 if running else 0):  # running statistics settle
+        estimate()
+    for _ in range(3000 if running else 300):
+        moments.add({"the gradient": estimate()})
+    report.unbiased("batch of one", f"{family.__name__}, one symmetric variable", moments)
+
+
+def check_reach(factory: Factory, report: Report) -> None:
+    """Gradients reach the distribution, all parameters of f, and all own parameters, also of a nested estimator."""
+    check = "reach"
+    for family in families(factory):
+        for layers in (1, 2):
+            problem = Problem(family, layers)
+            q = problem.distribution(problem.parameters()["logits"].unsqueeze(0))
+            subjects = [build(factory, q, seed) for seed in range(layers)]
+            for name, gradient in problem.estimates(subjects, 50, backward=True).items():
+                used = bool((gradient != 0).any()) and bool(gradient.isfinite().all())
+                require(used, check, str(problem), f"no or no finite gradient reaches {name}")
+            for depth, subject in enumerate(subjects):
+                for name, p in subject.own().items():
+                    reached = p.grad is not None and bool(p.grad.isfinite().all()) and bool((p.grad != 0).any())
+                    where = f"its own {name} at depth {depth}"
+                    require(reached, check, str(problem), f"no or no finite gradient reaches {where}: {p.grad}")

@@ -1,0 +1,160 @@
+"""Expectations over one or two layers of discrete latents, small enough to be summed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution, Independent
+from torch.nn.functional import log_softmax, one_hot, softplus
+
+__all__ = ["Problem"]
+
+Estimator = Callable[[Distribution, Callable[[Tensor], Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    r"""$E_{q(b_1) q(b_2 | b_1)} [v \cdot \tanh(W [b_1, b_2] + c) + \log q(b_1) + \log q(b_2 | b_1)]$, exactly known.
+
+    The cost has parameters of its own (W, c, v: a decoder) and depends on those of q directly (log q: an entropy term);
+    a second layer is an estimator inside the cost of the first. Every parameter can carry a batch axis, so that one
+    backward pass gives one independent estimate of the gradient per element of the batch. Everything is float64.
+
+    Args:
+        family: `Bernoulli` or `OneHotCategorical`.
+        layers: 1 or 2.
+        variables: Latent variables per layer.
+        categories: Of each one-hot variable.
+        hidden: Units of the cost.
+        seed: Of the parameters.
+
+    Example:
+        >>> from lightning_estimators.estimators import StochasticBackprop
+        >>> problem = Problem(Bernoulli)
+        >>> exact = problem.exact()
+        >>> estimates = problem.estimates([StochasticBackprop()], samples=4)
+        >>> exact["logits"].shape, estimates["logits"].shape
+        (torch.Size([2]), torch.Size([4, 2]))
+    """
+
+    family: type[Distribution]
+    layers: int = 1
+    variables: int = 2
+    categories: int = 3
+    hidden: int = 2
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.family.__name__}, {'one layer' if self.layers == 1 else 'two nested layers'}"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Of each layer's latents."""
+        return (self.variables,) if self.family is Bernoulli else (self.variables, self.categories)
+
+    @property
+    def features(self) -> int:
+        """Length of a layer's latents, flattened."""
+        return torch.Size(self.event_shape).numel()
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return all parameters by name, without a batch axis."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        parameters = {
+            "logits": draw(*self.event_shape),
+            "weight": 1.5 * draw(self.hidden, self.layers * self.features),
+            "bias": draw(self.hidden),
+            "output": 2 * draw(self.hidden),
+        }
+        if self.layers == 2:
+            parameters["inner_weight"] = draw(self.features, self.features)
+            parameters["inner_bias"] = draw(self.features)
+        return parameters
+
+    def distribution(self, logits: Tensor) -> Distribution:
+        """Return the layer's distribution."""
+        return Independent(self.family(logits=logits), 1)  # type: ignore[call-arg]
+
+    def cost(self, parameters: dict[str, Tensor], *latents: Tensor) -> Tensor:
+        """Return the cost of latents that may have more leading axes than the parameters."""
+        flat = [b.expand_as(latents[-1]).flatten(-len(self.event_shape)) for b in latents]
+        x = torch.cat(flat, -1)
+        hidden = torch.tanh((parameters["weight"] * x.unsqueeze(-2)).sum(-1) + parameters["bias"])
+        total = (parameters["output"] * hidden).sum(-1) + self._log_prob(parameters["logits"], latents[0])
+        if self.layers == 2:
+            total = total + self._log_prob(self._inner_logits(parameters, latents[0]), latents[1])
+        return total
+
+    def estimates(self, estimators: Sequence[Estimator], samples: int, *, backward: bool = False) -> dict[str, Tensor]:
+        """Return independent estimates of the objective (`value`) and of its gradient in every parameter.
+
+        Args:
+            estimators: One for each layer, outermost first, called as `estimator(q, f)`.
+            samples: How many.
+            backward: Whether to call `backward`, which also fills the gradients of the estimators' own parameters.
+
+        Returns:
+            Tensors of shape `(samples,)` + that of the exact figure.
+        """
+        parameters = {
+            name: p.expand(samples, *p.shape).clone().requires_grad_() for name, p in self.parameters().items()
+        }
+
+        def outer_cost(b: Tensor) -> Tensor:
+            if self.layers == 1:
+                return self.cost(parameters, b)
+            inner = self.distribution(self._inner_logits(parameters, b))
+            return estimators[1](inner, lambda c: self.cost(parameters, b, c))
+
+        value = estimators[0](self.distribution(parameters["logits"]), outer_cost)
+        if backward:
+            torch.autograd.backward(value.sum())
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters.values()]
+        else:
+            gradients = list(torch.autograd.grad(value.sum(), list(parameters.values())))
+        return {"value": value.detach(), **dict(zip(parameters, gradients, strict=True))}
+
+    def exact(self) -> dict[str, Tensor]:
+        """Return the objective (`value`) and its gradient in every parameter, by summing over the support."""
+        parameters = {name: p.requires_grad_() for name, p in self.parameters().items()}
+        value = torch.zeros((), dtype=torch.float64)
+        for b in self._support():
+            weight = self._probability(parameters["logits"], b)
+            if self.layers == 1:
+                value = value + weight * self.cost(parameters, b)
+                continue
+            inner_logits = self._inner_logits(parameters, b)
+            for c in self._support():
+                value = value + weight * self._probability(inner_logits, c) * self.cost(parameters, b, c)
+        gradients = torch.autograd.grad(value, list(parameters.values()))
+        return {"value": value.detach(), **dict(zip(parameters, gradients, strict=True))}
+
+    def _inner_logits(self, parameters: dict[str, Tensor], b: Tensor) -> Tensor:
+        x = b.flatten(-len(self.event_shape))
+        flat = (parameters["inner_weight"] * x.unsqueeze(-2)).sum(-1) + parameters["inner_bias"]
+        return flat.reshape(*flat.shape[:-1], *self.event_shape)
+
+    def _log_prob(self, logits: Tensor, b: Tensor) -> Tensor:
+        # Linear in b, so that it is smooth at relaxed b too (torch's categorical takes the argmax there).
+        if self.family is Bernoulli:
+            return (b * logits - softplus(logits)).sum(-1)
+        return (b * log_softmax(logits, -1)).sum((-2, -1))
+
+    def _support(self) -> list[Tensor]:
+        states = 2 if self.family is Bernoulli else self.categories
+        points = torch.cartesian_prod(*[torch.arange(states)] * self.variables).reshape(-1, self.variables)
+        if self.family is not Bernoulli:
+            points = one_hot(points, states)
+        return list(points.to(torch.float64))
+
+    def _probability(self, logits: Tensor, b: Tensor) -> Tensor:
+        if self.family is Bernoulli:
+            return torch.where(b > 0, torch.sigmoid(logits), torch.sigmoid(-logits)).prod()
+        return (torch.softmax(logits, -1) * b).sum(-1).prod()

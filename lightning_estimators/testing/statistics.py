@@ -1,0 +1,105 @@
+"""One bound on every z score, from one stated rate of false alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+__all__ = ["BOUND", "COMPARISONS", "FALSE_ALARM_RATE", "Moments", "Report"]
+
+FALSE_ALARM_RATE = 1e-3
+"""Probability that correct estimators fail anywhere among `COMPARISONS` comparisons, were the seeds not fixed."""
+
+COMPARISONS = 20_000
+"""How many comparisons share that rate: more than the package makes on all its estimators, which a test counts."""
+
+BOUND: float = NormalDist().inv_cdf(1 - FALSE_ALARM_RATE / (2 * COMPARISONS))
+"""The bound on |z|, about 5.45 (Bonferroni, two-sided)."""
+
+
+class Moments:
+    """Mean and standard error of the difference between independent estimates and the exact figures.
+
+    Args:
+        exact: The exact figures by name.
+    """
+
+    def __init__(self, exact: Mapping[str, Tensor]) -> None:
+        self.exact = dict(exact)
+        self.count = 0
+        self.total = {name: torch.zeros_like(x) for name, x in exact.items()}
+        self.squares = {name: torch.zeros_like(x) for name, x in exact.items()}
+
+    def add(self, estimates: Mapping[str, Tensor]) -> None:
+        """Take in estimates of shape `(count,)` + that of the exact figure."""
+        for name, estimate in estimates.items():
+            error = estimate - self.exact[name]
+            self.total[name] += error.sum(0)
+            self.squares[name] += error.square().sum(0)
+        self.count += len(estimate)
+
+    def error(self, name: str) -> tuple[Tensor, Tensor]:
+        """Mean error and its standard error."""
+        mean = self.total[name] / self.count
+        variance = self.squares[name] / self.count - mean.square()
+        return mean, (variance.clamp_min(0) / self.count).sqrt()
+
+
+@dataclass
+class Report:
+    """What the checks of one estimator found.
+
+    Attributes:
+        comparisons: Statistical comparisons made.
+        largest_z: The largest |z| among them, by the name of the check.
+    """
+
+    comparisons: int = 0
+    largest_z: dict[str, float] = field(default_factory=dict)
+
+    def unbiased(self, check: str, problem: str, moments: Moments, slack: float = 1e-9) -> None:
+        """Raise unless every mean is within `BOUND` standard errors, and relative slack, of the exact figure.
+
+        Raises:
+            AssertionError: One is not.
+        """
+        for name, exact in moments.exact.items():
+            mean, se = moments.error(name)
+            z = mean.abs() / (se + slack * (1 + exact.abs()) / BOUND)
+            self.comparisons += z.numel()
+            self.largest_z[check] = max(self.largest_z.get(check, 0.0), z.max().item())
+            worst = z.argmax()
+            require(
+                bool((z <= BOUND).all()),
+                check,
+                problem,
+                f"the mean of {moments.count} estimates of {name} is off by {mean.flatten()[worst]:.3g} from "
+                f"{exact.flatten()[worst]:.3g}, |z| = {z.max():.2f} > {BOUND:.2f}",
+            )
+
+    def biased(self, check: str, problem: str, moments: Moments) -> None:
+        """Raise unless some mean is further than `BOUND` standard errors from the exact figure.
+
+        Raises:
+            AssertionError: None is.
+        """
+        largest = 0.0
+        for name in moments.exact:
+            mean, se = moments.error(name)
+            largest = max(largest, (mean.abs() / se.clamp_min(1e-12)).max().item())
+        require(
+            largest > BOUND,
+            check,
+            problem,
+            f"declares unbiased = False, but {moments.count} estimates show none, |z| = {largest:.2f} <= {BOUND:.2f}",
+        )
+
+
+def require(condition: bool, check: str, problem: str, message: str) -> None:  # noqa: FBT001
+    """Raise AssertionError, which names the check and the problem, unless the condition holds."""
+    if not condition:
+        raise AssertionError(f"{check}: {problem}: {message}")

@@ -1,0 +1,101 @@
+"""An estimator under test, built afresh for every distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution, Independent, OneHotCategorical
+
+from lightning_estimators.estimators import GradientEstimator
+
+__all__ = ["CONTEXT", "Cost", "Factory", "Subject", "build", "families", "layouts", "one_layer"]
+
+Factory = Callable[[], GradientEstimator]
+"""Takes no argument; returns a new estimator at every call."""
+
+FAMILIES: tuple[type[Distribution], ...] = (Bernoulli, OneHotCategorical)
+"""Families for which the suite has problems."""
+
+CONTEXT = torch.tensor([0.5, -1.0], dtype=torch.float64)
+"""Features for estimators that need some."""
+
+Cost = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Subject:
+    """An estimator, sized for a distribution, and whether it must be given a context."""
+
+    estimator: GradientEstimator
+    needs_context: bool
+
+    def __call__(self, q: Distribution, f: Cost) -> Tensor:
+        """Call the estimator, with a context if it needs one."""
+        context = None
+        if self.needs_context:
+            context = CONTEXT.to(q.mean.dtype).expand(*q.batch_shape, -1)
+        out: Tensor = self.estimator(q, f, context)
+        return out
+
+    def own(self) -> dict[str, Tensor]:
+        """Own parameters that are trained, by name."""
+        return {name: p for name, p in self.estimator.named_parameters() if p.requires_grad}
+
+
+def build(factory: Factory, q: Distribution, seed: int = 0) -> Subject:
+    """Make an estimator and give its learned parts the size and precision of q."""
+    torch.manual_seed(seed)
+    estimator = factory().to(q.mean.dtype)
+    try:
+        estimator.prepare(q, None)
+    except ValueError:
+        estimator.prepare(q, CONTEXT.to(q.mean.dtype).expand(*q.batch_shape, -1))
+        return Subject(estimator, needs_context=True)
+    return Subject(estimator, needs_context=False)
+
+
+def families(factory: Factory) -> list[type[Distribution]]:
+    """Return the families of the suite that the estimator declares.
+
+    Raises:
+        ValueError: There is none.
+    """
+    declared = factory().families
+    found = [family for family in FAMILIES if issubclass(family, declared)]
+    if not found:
+        raise ValueError(
+            f"the suite has problems for Bernoulli and OneHotCategorical; the estimator declares {declared}."
+        )
+    return found
+
+
+def one_layer(family: type[Distribution], logits: Tensor) -> Distribution:
+    """Return vectors of Bernoullis, or of one-hot variables with the last axis as categories."""
+    base = family(logits=logits)  # type: ignore[call-arg]
+    return Independent(base, 1)
+
+
+def layouts(families: list[type[Distribution]], scale: float) -> Iterator[tuple[str, Tensor, Distribution]]:
+    """Yield a name, a leaf and a distribution on it: by logits and by probs, in both precisions, in many shapes.
+
+    Args:
+        families: Bernoulli, one-hot categorical.
+        scale: The logits are normal with this standard deviation; all ±50 if it is infinite.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for family, parameter, dtype in product(families, ("logits", "probs"), (torch.float32, torch.float64)):
+        bernoulli = family is Bernoulli
+        for batch, event in product(((), (4,), (2, 3)), ((), (3,), (2, 3)) if bernoulli else ((3,), (2, 3), (2, 2, 2))):
+            logits = torch.randn((*batch, *event), generator=generator, dtype=torch.float64)
+            logits = 50 * logits.sign() if scale == float("inf") else scale * logits
+            if parameter == "probs":
+                logits = torch.sigmoid(logits) if bernoulli else torch.softmax(logits, -1)
+            leaf = logits.to(dtype).requires_grad_()
+            base = family(**{parameter: leaf})  # type: ignore[arg-type]
+            variables = len(event) if bernoulli else len(event) - 1
+            q = Independent(base, variables) if variables else base
+            yield f"{family.__name__}({parameter}), batch {batch}, event {event}, {dtype}", leaf, q

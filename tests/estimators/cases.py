@@ -1,0 +1,55 @@
+"""Every public estimator in every configuration of interest: the dict that all suites share."""
+
+from torch import nn
+
+from lightning_estimators.baselines import LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline
+from lightning_estimators.estimators import (
+    REBAR,
+    REINFORCE,
+    RELAX,
+    Concrete,
+    Enumeration,
+    RelaxedREBAR,
+    StochasticBackprop,
+)
+from lightning_estimators.networks import Surrogate
+
+
+def small_surrogate():
+    return Surrogate(hidden=[3], activation="tanh")
+
+
+def small_baseline(normalize=False):
+    return LearnedBaseline(nn.Sequential(nn.LazyLinear(3), nn.Tanh(), nn.Linear(3, 1)), normalize=normalize)
+
+
+CASES = {
+    "Enumeration": Enumeration,
+    "REINFORCE": REINFORCE,
+    "REINFORCE/none": lambda: REINFORCE(NoBaseline()),
+    "REINFORCE/none/3": lambda: REINFORCE(NoBaseline(), num_samples=3),
+    "REINFORCE/moving_average/3": lambda: REINFORCE(MovingAverage(decay=0.5), num_samples=3),
+    "REINFORCE/learned": lambda: REINFORCE(small_baseline()),
+    "REINFORCE/learned/3": lambda: REINFORCE(small_baseline(), num_samples=3),
+    "REINFORCE/learned/normalized": lambda: REINFORCE(small_baseline(normalize=True)),
+    "REINFORCE/leave_one_out/2": lambda: REINFORCE(LeaveOneOut(), num_samples=2),
+    "REINFORCE/leave_one_out/3": lambda: REINFORCE(LeaveOneOut(), num_samples=3),
+    "Concrete": Concrete,
+    "Concrete/3": lambda: Concrete(temperature=0.7, num_samples=3),
+    "Concrete/learned": lambda: Concrete(learn_temperature=True),
+    "Concrete/straight_through": lambda: Concrete(straight_through=True),
+    "Concrete/straight_through/learned/3": lambda: Concrete(
+        straight_through=True, learn_temperature=True, num_samples=3
+    ),
+    "REBAR": REBAR,
+    "REBAR/3": lambda: REBAR(num_samples=3),
+    "REBAR/fixed": lambda: REBAR(temperature=0.3, eta=0.7, learn_temperature=False, learn_eta=False),
+    "REBAR/eta": lambda: REBAR(learn_temperature=False),
+    "RELAX": lambda: RELAX(small_surrogate()),
+    "RELAX/3": lambda: RELAX(small_surrogate(), num_samples=3),
+    "RelaxedREBAR": lambda: RelaxedREBAR(small_surrogate()),
+    "RelaxedREBAR/eta_1": lambda: RelaxedREBAR(small_surrogate(), learn_eta=False),
+    "RelaxedREBAR/3": lambda: RelaxedREBAR(small_surrogate(), num_samples=3),
+    "StochasticBackprop": StochasticBackprop,
+    "StochasticBackprop/3": lambda: StochasticBackprop(num_samples=3),
+}
