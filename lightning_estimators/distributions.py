@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, OneHotCategorical
+from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, OneHotCategorical, constraints
 
 from lightning_estimators.noise import uniform
 
-__all__ = ["base_distribution", "distribution_parameters", "rebuild", "sample"]
+__all__ = ["Delta", "base_distribution", "distribution_parameters", "rebuild", "sample"]
 
 
 def base_distribution(q: Distribution) -> Distribution:
@@ -34,6 +35,8 @@ def distribution_parameters(q: Distribution) -> dict[str, Tensor]:
     """
     base = base_distribution(q)
     names = [name for name in base.arg_constraints if name != "probs" or "logits" not in base.arg_constraints]
+    if isinstance(base, MultivariateNormal):
+        names = ["loc", "scale_tril"]  # of the three ways to give a covariance
     return {name: getattr(base, name) for name in names}
 
 
@@ -74,3 +77,51 @@ def sample(q: Distribution) -> Tensor:
             index = (u >= probs.cumsum(-1)[..., :-1]).sum(-1, keepdim=True)
             return torch.zeros_like(probs).scatter_(-1, index, 1.0)
         return q.sample()
+
+
+class Delta(Distribution):
+    """All mass on one point: a deterministic layer among stochastic ones.
+
+    Args:
+        value: The point, shape batch_shape; wrap in `Independent` for an event.
+        validate_args: As for any distribution of torch.
+
+    Example:
+        >>> import torch
+        >>> Delta(torch.ones(2)).rsample((3,)).shape
+        torch.Size([3, 2])
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"value": constraints.real}
+    support = constraints.real
+    has_rsample = True
+
+    def __init__(self, value: Tensor, validate_args: bool | None = None) -> None:  # noqa: FBT001
+        self.value = value
+        super().__init__(value.shape, validate_args=validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        """The point."""
+        return self.value
+
+    @property
+    def variance(self) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(self.value)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Delta:
+        """Return the same distribution with more batch axes."""
+        return Delta(self.value.expand(batch_shape), validate_args=False)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return the point, attached."""
+        return self.value.expand(*sample_shape, *self.value.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return 0 at the point and minus infinity elsewhere: the density with respect to the point mass itself."""
+        return torch.where(value == self.value, 0.0, -torch.inf).to(self.value.dtype)
+
+    def entropy(self) -> Tensor:
+        """Return 0."""
+        return torch.zeros_like(self.value)

@@ -4,6 +4,9 @@ from lightning_estimators.estimators.base import Estimate, GradientEstimator
 from lightning_estimators.estimators.concrete import Concrete
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.enumeration import Enumeration
+from lightning_estimators.estimators.generalized_reparameterization import GeneralizedReparameterization
+from lightning_estimators.estimators.lax import LAX
+from lightning_estimators.estimators.pathwise import Pathwise
 from lightning_estimators.estimators.rebar import REBAR
 from lightning_estimators.estimators.reinforce import REINFORCE
 from lightning_estimators.estimators.relax import RELAX
@@ -11,6 +14,7 @@ from lightning_estimators.estimators.relaxed_rebar import RelaxedREBAR
 from lightning_estimators.estimators.stochastic_backprop import StochasticBackprop
 
 __all__ = [
+    "LAX",
     "REBAR",
     "REINFORCE",
     "RELAX",
@@ -18,7 +22,9 @@ __all__ = [
     "ControlVariate",
     "Enumeration",
     "Estimate",
+    "GeneralizedReparameterization",
     "GradientEstimator",
+    "Pathwise",
     "RelaxedREBAR",
     "StochasticBackprop",
 ]

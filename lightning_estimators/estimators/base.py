@@ -120,18 +120,19 @@ class GradientEstimator(Configurable, nn.Module, ABC):
             ValueError: q is too large, f returns another shape, or needs no gradient where one is needed.
         """
         self.check(q)
+        pathwise = self.is_pathwise(q)
         attached = distribution_parameters(q)
         # Half precision would round probabilities and noise; f still gets the precision it was given.
         low = next((p.dtype for p in attached.values() if p.dtype in (torch.bfloat16, torch.float16)), None)
         wide = {name: p.float() if low is not None else p for name, p in attached.items()}
         autocast = torch.is_autocast_enabled(next(iter(attached.values())).device.type)
         f = as_objective(f, event_dim=len(q.event_shape), dtype=None if autocast else low)
-        if not self.pathwise:
+        if not pathwise:
             wide = {name: p.detach() for name, p in wide.items()}
         expanded = {name: p.expand(self.num_samples, *p.shape) for name, p in wide.items()}
-        if not torch.is_grad_enabled() and not self.pathwise:
+        if not torch.is_grad_enabled() and not pathwise:
             return f(sample(rebuild(q, expanded))).mean(0)
-        if not self.pathwise:
+        if not pathwise:
             for leaf in expanded.values():
                 leaf.requires_grad_()
         estimate = self.estimate(rebuild(q, expanded), expanded, f, None if context is None else context.detach())
@@ -165,6 +166,10 @@ class GradientEstimator(Configurable, nn.Module, ABC):
                 f"{type(self).__name__} supports {supported}; got {given}. "
                 "Use an estimator whose `families` include it (REINFORCE takes any distribution with a log_prob)."
             )
+
+    def is_pathwise(self, q: Distribution) -> bool:
+        """Whether the gradient for this q flows through the value; the class attribute unless overridden."""
+        return self.pathwise
 
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
         """Check q and give learned parts of unknown size their size; no randomness is left behind.

@@ -3,36 +3,65 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, OneHotCategorical
+from torch.distributions import Beta, Dirichlet, Distribution, OneHotCategorical
 
-from lightning_estimators.distributions import base_distribution, sample
+from lightning_estimators.distributions import Delta, base_distribution, sample
 from lightning_estimators.estimators.base import Estimate, GradientEstimator
 from lightning_estimators.objectives import Objective
-from lightning_estimators.rules import rule_for
+from lightning_estimators.rules import (
+    cumulant_for,
+    exponential_rule,
+    has_cumulant,
+    has_rule,
+    rule_for,
+    series_rule,
+)
 
 __all__ = ["StochasticBackprop"]
 
+MAX_SERIES_COST = 100_000
+"""The most `event size * 3^order` of derivatives by automatic differentiation, each pass three times the one before."""
+
 
 class StochasticBackprop(GradientEstimator):
-    r"""Estimates the gradient by the exact rule of the family, in every coordinate, at a sample of the others.
+    r"""Estimates the gradient by the rule of the family, in every coordinate, at a sample of the others.
 
-    Bernoulli: $p_j' [f(1, z_{-j}) - f(0, z_{-j})]$. Categorical: the sum over K - 1 alternatives against a reference.
+    With $K_\theta$ the cumulant generating function of one coordinate,
+    $\nabla_\theta E[f] = E[(\nabla_\theta K_\theta)(d/dz) f(z)]$. For discrete families this is a difference: Bernoulli
+    $p_j' [f(1, z_{-j}) - f(0, z_{-j})]$; categorical, the sum over K − 1 alternatives against a reference. For
+    continuous ones it is the sum of a series in derivatives of f:
 
-    Unbiased. Requirements: nothing of f. Cost: one evaluation of f with gradient, and its changes in every coordinate
-    through `coordinate_change`: D (or D (K - 1)) evaluations for a plain callable, in chunks, without gradient; one
-    rank-one update each for an objective that knows its structure (`lightning_estimators.objectives`).
+    - `form="jump"` sums the series in closed form to random jumps of one coordinate (tables in
+      `lightning_estimators.rules`): exact, unbiased, no derivative above the first (the second for normals).
+    - `form="series"` truncates it at `order`, as the paper does: *biased* unless f ends the series, and where f is not
+      very smooth the series diverges (Laplace(.3, .8) and exp(−z²/2) + sin(1.7 z): −1.42, +.80, +6.7 at 1, 2, 4 terms
+      for −.618).
+
+    Costs that are quadratic or exponential in z and say so (`Objective.degree`, `Objective.exponential`) get the exact
+    sum of the series in either form. A `Delta` gets ordinary backpropagation.
+
+    Requirements: none of f for discrete families; for the others what the rule needs (`f_gradient`). Cost: one
+    evaluation of f, and its changes or slopes in every coordinate: D (or D (K - 1)) evaluations for a plain callable,
+    in chunks; one rank-one update each for an objective that knows its structure (`lightning_estimators.objectives`).
+    With several latents pathwise gradients, where there are, cost one evaluation and often vary less.
 
     Args:
+        form: "jump" or "series"; discrete families keep their exact rule in both.
+        order: N, the last derivative of the series; required by it, refused otherwise.
+        f_gradient: Whether rules differentiate f (True) or take it as a black box (False); by default whichever f
+            allows: its gradient if it has one in z and the family has such a rule.
         num_samples: S, samples per batch element; the paper finds one enough.
 
     Raises:
-        TypeError: The family of q has no rule.
+        TypeError: The family of q has no rule of the kind asked for.
+        ValueError: `form`, `order` and `f_gradient` do not fit each other; f cannot be differentiated where it must be;
+            the order is out of reach of automatic differentiation for an f without structure.
 
-    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, theorem 2; the discrete rule is the local
-    expectation gradient of Titsias & Lázaro-Gredilla (2015).
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, theorems 1 and 2; the discrete rule is the
+    local expectation gradient of Titsias & Lázaro-Gredilla (2015).
 
     Example:
         >>> import torch
@@ -44,17 +73,53 @@ class StochasticBackprop(GradientEstimator):
         tensor([0.2500, 0.2500, 0.2500])
     """
 
-    unbiased: ClassVar[bool] = True
-    families: ClassVar[tuple[type[Distribution], ...]] = (Bernoulli, OneHotCategorical)
+    families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
     needs_gradient: ClassVar[bool] = False
     evaluations: ClassVar[tuple[int, int]] = (1, 0)
 
+    def __init__(
+        self,
+        form: Literal["jump", "series"] = "jump",
+        order: int | None = None,
+        f_gradient: bool | None = None,  # noqa: FBT001
+        num_samples: int = 1,
+    ) -> None:
+        super().__init__(num_samples)
+        if form not in ("jump", "series"):
+            raise ValueError(f'form must be "jump" or "series", got {form!r}.')
+        if (form == "series") != (order is not None):
+            raise ValueError(
+                f'form="series" needs an order and form="jump" takes none; got form={form!r}, order={order!r}.'
+            )
+        if order is not None and order < 1:
+            raise ValueError(f"order must be at least 1, got {order!r}.")
+        if form == "series" and f_gradient is False:
+            raise ValueError('form="series" differentiates f; for a black box use form="jump", f_gradient=False.')
+        self.form, self.order, self.f_gradient = form, order, f_gradient
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        """Whether the mean of the estimate is the gradient: not of a truncated series."""
+        return self.form == "jump"
+
+    def is_pathwise(self, q: Distribution) -> bool:
+        """Whether the gradient flows through the sample: for point masses."""
+        return isinstance(base_distribution(q), Delta)
+
     def check(self, q: Distribution) -> None:
-        """Refuse families without a rule."""
-        rule_for(q)
+        """Refuse families without a rule of the kind asked for."""
+        if self.is_pathwise(q) or is_discrete(q):
+            return
+        if self.form == "series":
+            if not isinstance(base_distribution(q), Beta | Dirichlet):  # normalised gammas
+                cumulant_for(q)
+        elif self.f_gradient is not None:
+            rule_for(q, f_gradient=self.f_gradient)
+        elif not has_rule(q, f_gradient=True):
+            rule_for(q, f_gradient=False)
 
     def cost(self, q: Distribution) -> tuple[int, int]:
-        """Evaluations if f is a plain callable: one, once more as reference of the changes, and one per change."""
+        """Evaluations for discrete q if f is a plain callable: one, one as reference of the changes, one per change."""
         size = math.prod(q.event_shape)
         categorical = isinstance(base_distribution(q), OneHotCategorical)
         changes = size - size // q.event_shape[-1] if categorical else size
@@ -62,5 +127,49 @@ class StochasticBackprop(GradientEstimator):
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Sample, and apply the rule at the sample."""
+        if self.is_pathwise(q):
+            return Estimate(f(leaves["value"]))
         z = sample(q)
-        return Estimate(f(z), rule_for(q)(q, z, f))
+        value = f(z)
+        if is_discrete(q):
+            return Estimate(value, rule_for(q, f_gradient=False)(q, z, f))
+        if has_cumulant(q):
+            if f.degree is not None:
+                return Estimate(value, series_rule(q, z, f, f.degree))
+            if (gradients := exponential_rule(q, z, f)) is not None:
+                return Estimate(value, gradients)
+        if self.order is not None:
+            self._check_order(q, f)
+            return Estimate(value, series_rule(q, z, f, self.order))
+        return Estimate(value, rule_for(q, f_gradient=self._differentiates(q, z, f))(q, z, f))
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return f"form={self.form!r}, order={self.order}, f_gradient={self.f_gradient}, {super().extra_repr()}"
+
+    def _differentiates(self, q: Distribution, z: Tensor, f: Objective) -> bool:
+        """Which rule f allows, where it was left open."""
+        if self.f_gradient is False:
+            return False
+        if f.is_differentiable(z):
+            return has_rule(q, f_gradient=True)
+        if self.f_gradient:
+            raise ValueError(
+                "StochasticBackprop(f_gradient=True) differentiates f, but f(z) has no gradient in z. "
+                "Use f_gradient=False, or None to let f decide."
+            )
+        return False
+
+    def _check_order(self, q: Distribution, f: Objective) -> None:
+        size = math.prod(q.event_shape)
+        if self.order is not None and not f.closed_derivatives and size * 3**self.order > MAX_SERIES_COST:
+            raise ValueError(
+                f"derivatives of order {self.order} in {size} coordinates of an f without structure take about "
+                f"{size} * 3^{self.order} passes. Give f as an objective with closed-form derivatives "
+                '(lightning_estimators.objectives), lower the order, or use form="jump".'
+            )
+
+
+def is_discrete(q: Distribution) -> bool:
+    """Whether q is of a family with a finite support, whose rule is exact."""
+    return base_distribution(q).has_enumerate_support

@@ -2,8 +2,20 @@
 
 from lightning_estimators.objectives.base import CallableObjective, Objective, as_objective
 from lightning_estimators.objectives.bernoulli_linear import BernoulliLinear
+from lightning_estimators.objectives.exponential import ExponentialCost
 from lightning_estimators.objectives.first_layer_linear import FirstLayerLinear
 from lightning_estimators.objectives.separable import Separable
+from lightning_estimators.objectives.squared import SquaredCost
 from lightning_estimators.objectives.sum import Sum
 
-__all__ = ["BernoulliLinear", "CallableObjective", "FirstLayerLinear", "Objective", "Separable", "Sum", "as_objective"]
+__all__ = [
+    "BernoulliLinear",
+    "CallableObjective",
+    "ExponentialCost",
+    "FirstLayerLinear",
+    "Objective",
+    "Separable",
+    "SquaredCost",
+    "Sum",
+    "as_objective",
+]

@@ -31,11 +31,16 @@ class Objective(ABC):
         chunk_bytes: Bytes of changed points evaluated at once (what f allocates for them comes on top, in proportion);
             None stands for `cpu_chunk_bytes` on CPU, where chunks should stay in cache, and 256 MiB elsewhere. At least
             one point is evaluated at a time.
+        degree: Degree of f as a polynomial in every coordinate, if it is one: derivatives above it vanish, which ends
+            the series of generalized stochastic backpropagation. None for other costs.
+        closed_derivatives: Whether `coordinate_derivative` is cheap at any order.
     """
 
     event_dim: int = 1
     chunk_bytes: int | None = None
     cpu_chunk_bytes: ClassVar[int] = 2**23
+    degree: int | None = None
+    closed_derivatives: bool = False
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
@@ -134,6 +139,63 @@ class Objective(ABC):
                 out[:, start:stop] = repeated_derivative(value, moved, order).T
         return out.reshape(z.shape)
 
+    def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
+        r"""Return the derivative of f in one coordinate after it moved, for every coordinate; without gradient.
+
+        Entry j is $\partial f / \partial z_j$ at z with $z_j := z_j^{new}$; where coordinates are vectors (the entries
+        of a Dirichlet variable) it is the derivative in the given direction.
+
+        Cost: here one evaluation of f and of its gradient per coordinate and alternative, vectorised in chunks.
+
+        Args:
+            z: The point, shape `lead + event_shape`.
+            z_new: As for `coordinate_change`.
+            direction: For vector coordinates, shape of z_new; not given for scalars.
+
+        Returns:
+            Tensor of the shape that `coordinate_change` returns.
+
+        Raises:
+            ValueError: The shapes do not fit.
+
+        Example:
+            >>> import torch
+            >>> f = CallableObjective(lambda z: z.square().sum(-1), event_dim=1)
+            >>> f.coordinate_slope(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+            tensor([6., 8.])
+        """
+        at = Coordinates.of(z, z_new, self.event_dim)
+        along = at.directions(direction)
+        points, coordinates, _ = at.z.shape
+        count = len(at.z_new) * coordinates
+        out = z.new_empty(count, points)
+        noise = CommonNoise(z.device)
+        for start, stop in self._chunks(count, 3 * z.numel() * z.element_size(), z.device):
+            index = torch.arange(start, stop, device=z.device)
+            alternative, j = index // coordinates, index % coordinates
+            copies = torch.arange(len(index), device=z.device)
+            moved = at.z.repeat(len(index), 1, 1, 1)
+            moved[copies, :, j] = at.z_new[alternative, :, j]
+            with torch.enable_grad(), noise.replay(new_axis=len(at.lead)):
+                leaf = moved.requires_grad_()
+                gradient = repeated_derivative(self(leaf.reshape(len(index), *z.shape)), leaf, 1)
+            out[start:stop] = (gradient[copies, :, j] * along[alternative, :, j]).sum(-1)
+        return at.unflatten(out.reshape(-1, coordinates, points).transpose(1, 2))
+
+    def is_differentiable(self, z: Tensor) -> bool:
+        """Whether f has a gradient in z; costs one evaluation of f and of its gradient."""
+        with torch.enable_grad():
+            leaf = z.detach().clone().requires_grad_()
+            value = self(leaf)
+            if not value.requires_grad:
+                return False
+            (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+        return gradient is not None
+
+    def exponential(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        r"""Return (ε, v) if in every coordinate f is a constant plus v_j ∝ $e^{\varepsilon_j z_j}$; else None."""
+        return None
+
     def _changes(
         self, f: Callable[[Tensor], Tensor], at: Tensor, points: Callable[[Tensor], Tensor], count: int
     ) -> Tensor:
@@ -195,6 +257,12 @@ class CallableObjective(Objective):
         if isinstance(self.f, Objective):
             return self.f.coordinate_derivative(self._cast(z), order)
         return super().coordinate_derivative(z, order)
+
+    def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
+        """Return the slopes; f is asked itself if it is an objective that only needed a cast."""
+        if isinstance(self.f, Objective):
+            return self.f.coordinate_slope(self._cast(z), self._cast(z_new), direction)
+        return super().coordinate_slope(z, z_new, direction)
 
     def _cast(self, z: Tensor) -> Tensor:
         return z if self.dtype is None else z.to(self.dtype)

@@ -46,6 +46,8 @@ class BernoulliLinear(Objective):
 
     cpu_chunk_bytes = 2**20  # intermediate results of a chunk should stay in the second-level cache
 
+    closed_derivatives = True
+
     def __init__(self, weight: Tensor, bias: Tensor | None, target: Tensor, event_dim: int = 1) -> None:
         check_linear(type(self).__name__, weight, bias)
         if target.ndim < 1 or target.shape[-1] != len(weight):
@@ -115,6 +117,28 @@ class BernoulliLinear(Objective):
             weight, a, x = self._at(z)
             slope = torch.sigmoid(a) - x if order == 1 else sigmoid_derivative(a, order - 1)
             return (slope @ weight**order).reshape(z.shape)
+
+    def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
+        r"""Return $\sum_p (\sigma(a_p + w_p) - x_p)\, d_p$, d the column of W, or W times the direction."""
+        at = Coordinates.of(z, z_new, self.event_dim)
+        along = at.directions(direction)
+        _, coordinates, entries = at.z.shape
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            weight, a, x = self._at(z)
+            columns = weight.T.reshape(coordinates, entries, -1)
+            delta, along = (at.z_new - at.z).to(a.dtype), along.to(a.dtype)
+            out = a.new_empty(delta.shape[:-1])
+            for alternative in range(len(delta)):
+                for start, stop in self._chunks(coordinates, 2 * a.numel() * a.element_size(), z.device):
+                    some = slice(start, stop)
+                    w = delta[alternative, :, some].transpose(0, 1) @ columns[some]
+                    d = along[alternative, :, some].transpose(0, 1) @ columns[some]
+                    out[alternative, :, some] = ((torch.sigmoid(a + w) - x) * d).sum(-1).T
+        return at.unflatten(out)
+
+    def is_differentiable(self, z: Tensor) -> bool:
+        """It is."""
+        return True
 
     def _at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return W, pre-activations and targets, flattened to `(L, P)`, in float32 or better."""

@@ -49,6 +49,21 @@ class Coordinates:
         flat = (lead.numel(), coords.numel(), categories)
         return cls(z.reshape(flat), z_new.to(z.dtype).reshape(alternatives, *flat), lead, coords, one_hot)
 
+    def directions(self, direction: Tensor | None) -> Tensor:
+        """Return directions in the layout of `z_new`; ones for scalars.
+
+        Raises:
+            ValueError: Vector coordinates without directions, or scalars with them.
+        """
+        if (direction is None) == self.one_hot:
+            raise ValueError(
+                "coordinate_slope takes a direction for vector coordinates and none for scalars; got "
+                f"{'none' if direction is None else tuple(direction.shape)} for {self.z.shape[-1]} entries each."
+            )
+        if direction is None:
+            return torch.ones_like(self.z_new)
+        return direction.expand(len(self.z_new), *self.lead, *self.coords, self.z.shape[-1]).reshape(self.z_new.shape)
+
     def unflatten(self, change: Tensor) -> Tensor:
         """Give changes of shape `(A, L, J)` the shape `coordinate_change` promises."""
         shape = (*self.lead, *self.coords)

@@ -33,6 +33,8 @@ class Separable(Objective):
         (tensor([2.]), tensor([[ 1., -2.]]))
     """
 
+    closed_derivatives = True  # by differentiation, but of all coordinates at once
+
     def __init__(self, g: Callable[[Tensor], Tensor], event_dim: int = 1) -> None:
         self.g, self.event_dim = g, event_dim
 
@@ -53,6 +55,14 @@ class Separable(Objective):
         with torch.enable_grad():
             leaf = z.detach().clone().requires_grad_()
             return repeated_derivative(self._entries(leaf), leaf, order)
+
+    def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
+        """Return the derivative of g at the new coordinates (shapes as in `Objective.coordinate_slope`)."""
+        along = Coordinates.of(z, z_new, self.event_dim).directions(direction).reshape(z_new.shape)
+        with torch.enable_grad():
+            leaf = z_new.detach().to(z.dtype).requires_grad_()
+            slope = repeated_derivative(self._entries(leaf), leaf, 1) * along
+        return slope if direction is None else slope.sum(-1)
 
     def _entries(self, z: Tensor) -> Tensor:
         out = self.g(z)

@@ -48,6 +48,9 @@ class Sum(Objective):
             )
         self.event_dim = next(iter(dims.values()), 1)
         self.terms = [as_objective(term, self.event_dim) for term in terms]
+        degrees = [term.degree for term in self.terms]
+        self.degree = None if None in degrees else max(degree for degree in degrees if degree is not None)
+        self.closed_derivatives = all(term.closed_derivatives for term in self.terms)
 
     def value(self, z: Tensor) -> Tensor:
         """Return the sum of the terms' values."""
@@ -60,6 +63,14 @@ class Sum(Objective):
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
         """Return the sum of the terms' derivatives (shapes as in `Objective.coordinate_derivative`)."""
         return _total([term.coordinate_derivative(z, order) for term in self.terms])
+
+    def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
+        """Return the sum of the terms' slopes (shapes as in `Objective.coordinate_slope`)."""
+        return _total([term.coordinate_slope(z, z_new, direction) for term in self.terms])
+
+    def is_differentiable(self, z: Tensor) -> bool:
+        """Whether every term has a gradient in z."""
+        return all(term.is_differentiable(z) for term in self.terms)
 
 
 def _total(values: list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from lightning_estimators.rules.base import register_rule
 __all__ = ["bernoulli_rule"]
 
 
-@register_rule(Bernoulli)
+@register_rule(Bernoulli, f_gradient=False)
 def bernoulli_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
     r"""Return $p'_j [f(1, z_{-j}) - f(0, z_{-j})]$ with $p' = p (1 - p)$, the derivative in the logits.
 

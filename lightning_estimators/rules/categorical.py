@@ -13,7 +13,7 @@ from lightning_estimators.rules.base import register_rule
 __all__ = ["categorical_rule"]
 
 
-@register_rule(OneHotCategorical)
+@register_rule(OneHotCategorical, f_gradient=False)
 def categorical_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
     r"""Return $\sum_k \nabla \pi_k\, [f(k, z_{-j}) - f(z)]$ over the K - 1 alternatives to the sampled class.
 

@@ -1,0 +1,91 @@
+"""LAX: a learned control variate for continuous variables."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from lightning_estimators.distributions import base_distribution
+from lightning_estimators.estimators.base import Estimate, GradientEstimator
+from lightning_estimators.estimators.relax import evaluate_surrogate
+from lightning_estimators.networks import Surrogate
+from lightning_estimators.objectives import Objective
+
+__all__ = ["LAX"]
+
+
+class LAX(GradientEstimator):
+    r"""Estimates the gradient as $[f(z) - r_\phi(z)] \nabla \log q_\theta(z) + \nabla r_\phi(z_\theta(\varepsilon))$.
+
+    Unbiased for every r; φ minimises the variance. Requirements: a q with `rsample` and `log_prob`; nothing of f.
+    Cost: one evaluation of f per sample; one of $r_\phi$ with its gradient, and a second derivative of $r_\phi$.
+
+    Args:
+        surrogate: $r_\phi$, as for `RELAX`.
+        num_samples: Samples per batch element.
+
+    Raises:
+        TypeError: q has no `rsample`.
+        ValueError: The surrogate answers with another shape.
+
+    Source: Grathwohl et al. (2018), *Backpropagation through the void*, eq. 7.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import Laplace
+        >>> _ = torch.manual_seed(0)
+        >>> loc, lax = torch.zeros(64, requires_grad=True), LAX(Surrogate(hidden=[10]))
+        >>> lax(Laplace(loc, torch.ones(64)), lambda z: (z - 1).abs()).mean().backward()
+        >>> loc.grad.shape, all(p.grad is not None for p in lax.parameters())
+        (torch.Size([64]), True)
+    """
+
+    unbiased: ClassVar[bool] = True
+    families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
+    needs_gradient: ClassVar[bool] = False
+    evaluations: ClassVar[tuple[int, int]] = (1, 0)
+
+    def __init__(self, surrogate: nn.Module | None = None, num_samples: int = 1) -> None:
+        super().__init__(num_samples)
+        self.surrogate = Surrogate() if surrogate is None else surrogate
+
+    def check(self, q: Distribution) -> None:
+        """Refuse families without `rsample`."""
+        super().check(q)
+        if not q.has_rsample:
+            raise TypeError(
+                f"LAX needs a distribution with rsample, {type(base_distribution(q)).__name__} has none. "
+                "For discrete variables use RELAX."
+            )
+
+    def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
+        """Check q and size the surrogate."""
+        super().prepare(q, context)
+        with torch.no_grad():
+            evaluate_surrogate(self.surrogate, q, q.mean, context)
+
+    def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
+        """Combine the score function of f - r with the pathwise gradient of r."""
+        path = q.rsample()
+        z = path.detach()
+        value = f(z)
+        parameters = list(leaves.values())
+        learns = self.learns()
+        r = evaluate_surrogate(self.surrogate, q, path, context)
+        pathwise = torch.autograd.grad(
+            r.sum(), parameters, create_graph=learns, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        scores = torch.autograd.grad(q.log_prob(z).sum(), parameters, allow_unused=True, materialize_grads=True)
+        signal = value.detach() - (r if learns else r.detach())
+        gradients = {
+            name: signal.reshape(signal.shape + (1,) * (score.ndim - signal.ndim)) * score + pathwise[i]
+            for i, (name, score) in enumerate(zip(leaves, scores, strict=True))
+        }
+        control = None
+        if learns:
+            lead = len(q.batch_shape)
+            control = torch.stack([g.square().reshape(*g.shape[:lead], -1).sum(-1) for g in gradients.values()]).sum(0)
+        return Estimate(value, gradients, control)

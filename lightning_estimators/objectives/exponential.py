@@ -1,0 +1,59 @@
+"""The cost of the second paper's second toy problem."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_estimators.objectives.base import Objective, check_order
+
+__all__ = ["ExponentialCost"]
+
+
+class ExponentialCost(Objective):
+    r"""$f(z) = \sum_j e^{\varepsilon z_j}$: the series of generalized stochastic backpropagation sums to a closed form.
+
+    Args:
+        rate: ε, a number or a tensor broadcastable to the event.
+        event_dim: How many of the last axes of z are the event.
+
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 25 and section 6.1.
+
+    Example:
+        >>> import torch
+        >>> ExponentialCost(rate=-0.49)(torch.zeros(2, 3))
+        tensor([3., 3.])
+    """
+
+    closed_derivatives = True
+
+    def __init__(self, rate: float | Tensor, event_dim: int = 1) -> None:
+        self.rate, self.event_dim = rate, event_dim
+
+    def value(self, z: Tensor) -> Tensor:
+        """Return the sum of exponentials."""
+        terms = torch.exp(self.rate * z)
+        return terms.flatten(-self.event_dim).sum(-1) if self.event_dim else terms
+
+    def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
+        """Return the changes of the terms."""
+        return torch.exp(self.rate * z) * torch.expm1(self.rate * (z_new - z))
+
+    def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
+        """Return ε^n times the terms."""
+        check_order(order)
+        return torch.as_tensor(self.rate) ** order * torch.exp(self.rate * z)
+
+    def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
+        """Return ε times the moved terms."""
+        if direction is not None:
+            return super().coordinate_slope(z, z_new, direction)
+        return self.rate * torch.exp(self.rate * z_new)
+
+    def is_differentiable(self, z: Tensor) -> bool:
+        """It is."""
+        return True
+
+    def exponential(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ε and the terms."""
+        return torch.as_tensor(self.rate, dtype=z.dtype, device=z.device), torch.exp(self.rate * z)

@@ -1,0 +1,56 @@
+"""The rules of the Poisson and negative binomial distributions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, NegativeBinomial, Poisson
+from torch.nn.functional import logsigmoid, softplus
+
+from lightning_estimators.distributions import distribution_parameters
+from lightning_estimators.objectives import Objective
+from lightning_estimators.rules.base import register_cumulant, register_rule
+from lightning_estimators.rules.jumps import jump_noise
+
+__all__ = ["negative_binomial_cumulant", "negative_binomial_rule", "poisson_cumulant", "poisson_rule"]
+
+
+@register_rule(Poisson, f_gradient=False)
+def poisson_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
+    r"""Return $\partial_\lambda = f(z + 1) - f(z)$."""
+    return {"rate": f.coordinate_change(z, z + 1)}
+
+
+@register_rule(NegativeBinomial, f_gradient=False)
+def negative_binomial_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
+    r"""Return $\partial_r = -\log(1 - p) [f(z + K) - f(z)]$ and $\partial_p = \frac{r}{1 - p} [f(z + G) - f(z)]$.
+
+    K ~ Logarithmic(p), G ~ Geometric{1, 2, ...} with success 1 − p; $P(z) \propto (1 - p)^r p^z$ as in torch. In the
+    logits of p the second is $r p\, [f(z + G) - f(z)]$.
+    """
+    parameters = distribution_parameters(q)
+    total, logits = parameters["total_count"].detach(), parameters["logits"].detach()
+    log_p, log_failure = logsigmoid(logits), -softplus(logits)
+    u, v, w = jump_noise(q), jump_noise(q), jump_noise(q)
+    # Kemp (1981): 1 + floor(log v / log(1 - (1 - p)^u)) is logarithmic.
+    logarithmic = 1 + torch.floor(v.log() / torch.log(-torch.expm1(u * log_failure)))
+    geometric = 1 + torch.floor(w.log() / log_p)
+    return {
+        "total_count": -log_failure * f.coordinate_change(z, z + logarithmic),
+        "logits": total * log_p.exp() * f.coordinate_change(z, z + geometric),
+    }
+
+
+@register_cumulant(Poisson)
+def poisson_cumulant(parameters: dict[str, Tensor], t: Any) -> Any:
+    """Return λ(eᵗ − 1)."""
+    return parameters["rate"] * torch.expm1(t)
+
+
+@register_cumulant(NegativeBinomial)
+def negative_binomial_cumulant(parameters: dict[str, Tensor], t: Any) -> Any:
+    """Return r [log(1 − p) − log(1 − p eᵗ)]."""
+    p = parameters["logits"].sigmoid()
+    return parameters["total_count"] * (torch.log1p(-p) - torch.log1p(-p * t.exp()))

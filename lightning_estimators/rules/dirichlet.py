@@ -1,0 +1,118 @@
+r"""The rules of the Dirichlet and beta distributions, through normalised gammas.
+
+With independent $g_i \sim \Gamma(\alpha_i, 1)$, z = g / Σg is Dirichlet and its total G = Σg ~ Γ(Σα, 1) is independent
+of it, so G can be drawn beside any sample z. A jump of $g_i$ by x moves z towards the corner $e_i$, to
+z' = z + w (e_i − z) with w = x / (G + x). The gamma rule for $\alpha_i$ is the integral of
+$[f(z') - f(z)]\, e^{-x} / x$ over x > 0. Drawing x = sT with s uniform and T ~ Exp(1), as for a single gamma, has
+infinite variance when Σα ≤ 1, because the difference is of size min(1, x / G). So x is drawn where the integrand is,
+uniformly in log(G + x) between 0 and T, and all stays in logarithms, since G underflows for α near 0.
+
+Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eqs. 20 and 21, in jump form.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Beta, Dirichlet, Distribution
+from torch.nn.functional import softplus
+
+from lightning_estimators.distributions import distribution_parameters
+from lightning_estimators.noise import uniform
+from lightning_estimators.objectives import Objective
+from lightning_estimators.rules.base import register_rule
+from lightning_estimators.rules.jumps import exponential, jump_noise
+
+__all__ = ["beta_derivatives", "beta_differences", "dirichlet_derivatives", "dirichlet_differences", "log_gamma_sample"]
+
+
+@register_rule(Dirichlet, f_gradient=False)
+def dirichlet_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
+    r"""Return $\partial_{\alpha_i} = [f(z') - f(z)] \log(1 + T/G) / w$ for a black-box f."""
+    w, weight = _difference_jump(q, _log_total(q))
+    change = f.coordinate_change(z, _towards_corners(z, w))
+    return {"concentration": change.movedim(0, -1) * weight}
+
+
+@register_rule(Dirichlet, f_gradient=True)
+def dirichlet_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
+    r"""Return $\partial_{\alpha_i} = \langle \nabla f(z'), e_i - z' \rangle \log(1 + T/G) / T$, T by importance."""
+    w, weight = _derivative_jump(q, _log_total(q))
+    moved = _towards_corners(z, w)
+    corners = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    corners = corners.reshape(-1, *(1,) * (z.ndim - 1), z.shape[-1])
+    slope = f.coordinate_slope(z, moved, corners - moved)
+    return {"concentration": slope.movedim(0, -1) * weight}
+
+
+@register_rule(Beta, f_gradient=False)
+def beta_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
+    """Return the rule of the Dirichlet of two corners: 1 for `concentration1` and 0 for `concentration0`."""
+    log_total = _log_total(q)
+    (up, weight_up), (down, weight_down) = _difference_jump(q, log_total), _difference_jump(q, log_total)
+    return {
+        "concentration1": f.coordinate_change(z, z + up * (1 - z)) * weight_up,
+        "concentration0": f.coordinate_change(z, z - down * z) * weight_down,
+    }
+
+
+@register_rule(Beta, f_gradient=True)
+def beta_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
+    """Return the rule of the Dirichlet of two corners: 1 for `concentration1` and 0 for `concentration0`."""
+    log_total = _log_total(q)
+    (up, weight_up), (down, weight_down) = _derivative_jump(q, log_total), _derivative_jump(q, log_total)
+    above, below = z + up * (1 - z), z - down * z
+    return {
+        "concentration1": f.coordinate_slope(z, above) * (1 - above) * weight_up,
+        "concentration0": -f.coordinate_slope(z, below) * below * weight_down,
+    }
+
+
+def log_gamma_sample(shape: Tensor, u: Tensor) -> Tensor:
+    """Draw log g, g ~ Γ(shape, 1), which stays finite where g underflows: Γ(a) = Γ(a + 1) U^(1/a)."""
+    return torch._standard_gamma(shape + 1).log() + u.log() / shape
+
+
+def _log_total(q: Distribution) -> Tensor:
+    """Draw log G, of the shape of z (Dirichlet: one number per variable, expanded over its entries)."""
+    parameters = [p.detach() for p in distribution_parameters(q).values()]
+    if len(parameters) == 2:
+        return log_gamma_sample(parameters[0] + parameters[1], jump_noise(q))
+    (alpha,) = parameters
+    lead = len(q.batch_shape)
+    u = uniform(alpha.shape[:lead], (*alpha.shape[lead:-1], 1), dtype=alpha.dtype, device=alpha.device)
+    return log_gamma_sample(alpha.sum(-1, keepdim=True), u).expand_as(alpha)
+
+
+def _difference_jump(q: Distribution, log_total: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw w and return it with its weight log(1 + T/G) / w."""
+    spread = softplus(exponential(q).log() - log_total)  # log(1 + T/G)
+    w = -torch.expm1(-jump_noise(q) * spread)
+    return w, spread / w
+
+
+def _derivative_jump(q: Distribution, log_total: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw w and return it with its weight.
+
+    With T ~ Exp(1) the weight log(1 + T/G) / T has infinite variance too, so half of the draws are T in (0, 1), uniform
+    in log(G + T), and half T = 1 + Exp(1); the weight is that of Exp(1) against this mixture.
+    """
+    span = softplus(-log_total)  # log(1 + 1/G)
+    y = (jump_noise(q) * span).clamp_min(torch.finfo(span.dtype).eps)
+    log_t_over_g = y + torch.log(-torch.expm1(-y))  # log(e^y - 1), without overflow
+    near = (log_total + log_t_over_g).exp()
+    far = 1 + exponential(q)
+    is_near = jump_noise(q) < 0.5
+    spread = torch.where(is_near, y, softplus(far.log() - log_total))  # log(1 + T/G)
+    # Near: e^-T (T + G) span / (1/2) · spread / T; far: e^-T / (e^(1 - T) / 2) · spread / T.
+    weight = torch.where(is_near, 2 * (-near).exp() * span * (1 + (-log_t_over_g).exp()), 2 / math.e / far) * spread
+    return -torch.expm1(-jump_noise(q) * spread), weight
+
+
+def _towards_corners(z: Tensor, w: Tensor) -> Tensor:
+    """Return z + w_i (e_i - z) for every i, stacked as alternatives, shape `(K,)` + shape of z."""
+    corners = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    corners = corners.reshape(-1, *(1,) * (z.ndim - 1), z.shape[-1])
+    return z + w.movedim(-1, 0).unsqueeze(-1) * (corners - z)

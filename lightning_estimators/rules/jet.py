@@ -1,0 +1,149 @@
+"""Taylor arithmetic: the first coefficients of a function at t = 0, at a cost that grows with the square of the order.
+
+Nested reverse-mode differentiation of a cumulant generating function gives the same numbers, but its graph triples with
+every order. A `Jet` carries the coefficients of a power series through elementwise functions instead.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Jet"]
+
+Number = float | int
+
+
+class Jet:
+    r"""A truncated power series $c_0 + c_1 t + \dots + c_N t^N$ with tensors as coefficients.
+
+    Knows arithmetic, integer and real powers, `sqrt`, `exp`, `expm1`, `log`, `log1p` and `sigmoid`, as methods and as
+    functions of torch.
+
+    Args:
+        coefficients: $c_0, \dots, c_N$, of shapes that broadcast.
+
+    Example:
+        >>> import torch
+        >>> t = Jet([torch.tensor(0.0), torch.tensor(1.0), torch.tensor(0.0), torch.tensor(0.0)])
+        >>> [round(c.item(), 4) for c in torch.log1p(-2 * t).coefficients]
+        [-0.0, -2.0, -2.0, -2.6667]
+    """
+
+    def __init__(self, coefficients: list[Tensor]) -> None:
+        self.coefficients = coefficients
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Send torch.exp(jet), tensor * jet and the like to the methods of the same name."""
+        method = _METHODS.get(getattr(function, "__name__", ""))
+        if method is None or kwargs:
+            return NotImplemented
+        return method(*args)
+
+    def __add__(self, other: Jet | Tensor | Number) -> Jet:
+        b = self._lift(other)
+        return Jet([x + y for x, y in zip(self.coefficients, b, strict=True)])
+
+    def __neg__(self) -> Jet:
+        return Jet([-c for c in self.coefficients])
+
+    def __sub__(self, other: Jet | Tensor | Number) -> Jet:
+        return self + (-other)
+
+    def __rsub__(self, other: Tensor | Number) -> Jet:
+        return -self + other
+
+    def __mul__(self, other: Jet | Tensor | Number) -> Jet:
+        if not isinstance(other, Jet):
+            return Jet([c * other for c in self.coefficients])
+        a, b = self.coefficients, other.coefficients
+        return Jet([_sum(a[i] * b[n - i] for i in range(n + 1)) for n in range(len(a))])
+
+    def __truediv__(self, other: Jet | Tensor | Number) -> Jet:
+        if not isinstance(other, Jet):
+            return Jet([c / other for c in self.coefficients])
+        return self * other**-1
+
+    def __rtruediv__(self, other: Tensor | Number) -> Jet:
+        return self**-1 * other
+
+    def __pow__(self, power: Tensor | Number) -> Jet:
+        if isinstance(power, int) and power >= 0:  # also where the series starts at 0
+            return functools.reduce(Jet.__mul__, [self] * power, self._constant(1.0))
+        # y = x^p satisfies x y' = p x' y.
+        x = self.coefficients
+        y = [x[0] ** power]
+        for n in range(1, len(x)):
+            y.append(_sum((power * i - (n - i)) * x[i] * y[n - i] for i in range(1, n + 1)) / (n * x[0]))
+        return Jet(y)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def sqrt(self) -> Jet:
+        """Return the square root."""
+        return self**0.5
+
+    def exp(self) -> Jet:
+        """Return the exponential: y' = x' y."""
+        x = self.coefficients
+        y = [x[0].exp()]
+        for n in range(1, len(x)):
+            y.append(_sum(i * x[i] * y[n - i] for i in range(1, n + 1)) / n)
+        return Jet(y)
+
+    def expm1(self) -> Jet:
+        """Return exp(x) − 1."""
+        y = self.exp().coefficients
+        return Jet([self.coefficients[0].expm1(), *y[1:]])
+
+    def log(self) -> Jet:
+        """Return the logarithm: x y' = x'."""
+        x = self.coefficients
+        y = [x[0].log()]
+        for n in range(1, len(x)):
+            inner = _sum(i * y[i] * x[n - i] for i in range(1, n)) / n if n > 1 else 0.0
+            y.append((x[n] - inner) / x[0])
+        return Jet(y)
+
+    def log1p(self) -> Jet:
+        """Return log(1 + x)."""
+        y = (self + 1.0).log().coefficients
+        return Jet([self.coefficients[0].log1p(), *y[1:]])
+
+    def sigmoid(self) -> Jet:
+        """Return 1 / (1 + exp(−x))."""
+        return ((-self).exp() + 1.0) ** -1
+
+    def _lift(self, other: Jet | Tensor | Number) -> list[Tensor]:
+        return other.coefficients if isinstance(other, Jet) else self._constant(other).coefficients
+
+    def _constant(self, value: Tensor | Number) -> Jet:
+        zero = torch.zeros_like(self.coefficients[0])
+        return Jet([zero + value, *(zero for _ in self.coefficients[1:])])
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(Tensor.__add__, terms)
+
+
+def _reflected(name: str) -> Callable[[Any, Any], Any]:
+    """Arithmetic in which either side may be the jet."""
+    return lambda a, b: getattr(a, f"__{name}__")(b) if isinstance(a, Jet) else getattr(b, f"__r{name}__")(a)
+
+
+_METHODS: dict[str, Callable[..., Any]] = {
+    **{name: getattr(Jet, name) for name in ("sqrt", "exp", "expm1", "log", "log1p", "sigmoid")},
+    **{name: _reflected(name) for name in ("add", "sub", "mul")},
+    **{name: _reflected("truediv") for name in ("div", "true_divide")},
+    **dict.fromkeys(("pow",), Jet.__pow__),
+    "square": lambda x: x * x,
+    "neg": Jet.__neg__,
+}

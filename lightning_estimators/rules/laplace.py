@@ -1,0 +1,52 @@
+"""The rules of the Laplace distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Laplace
+
+from lightning_estimators.distributions import distribution_parameters
+from lightning_estimators.objectives import Objective
+from lightning_estimators.rules.base import register_cumulant, register_rule
+from lightning_estimators.rules.jumps import exponential
+
+__all__ = ["laplace_cumulant", "laplace_derivatives", "laplace_differences"]
+
+
+@register_rule(Laplace, f_gradient=False)
+def laplace_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
+    r"""Return, with e ~ Exp(mean b) and L ~ Laplace(0, b), for a black-box f:
+
+    $\partial_\mu = \frac{1}{2b} [f(\mu + e) - f(\mu - e)]$ (measure-valued) and
+    $\partial_b = \frac{1}{b} [f(z + L) + f(z - L) - 2 f(z)]$, the average over ±L of $\frac{2}{b}[f(z + L) - f(z)]$.
+    """  # noqa: D415
+    loc, scale = _parameters(q)
+    e = scale * exponential(q)
+    # L as the difference of two exponentials.
+    jump = scale * (exponential(q) - exponential(q))
+    right, left = f.coordinate_change(z, loc + e), f.coordinate_change(z, loc - e)
+    change = f.coordinate_change(z, z + jump) + f.coordinate_change(z, z - jump)
+    return {"loc": (right - left) / (2 * scale), "scale": change / scale}
+
+
+@register_rule(Laplace, f_gradient=True)
+def laplace_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
+    r"""Return $\partial_\mu = f'(z)$ and $\partial_b = f'(z + e) - f'(z - e)$ with e ~ Exp(mean b)."""
+    _, scale = _parameters(q)
+    e = scale * exponential(q)
+    change = f.coordinate_slope(z, z + e) - f.coordinate_slope(z, z - e)
+    return {"loc": f.coordinate_derivative(z), "scale": change}
+
+
+@register_cumulant(Laplace)
+def laplace_cumulant(parameters: dict[str, Tensor], t: Any) -> Any:
+    """Return μt − log(1 − b²t²) (the paper's eq. 18 and the text above it, with μ restored)."""
+    return parameters["loc"] * t - torch.log1p(-((parameters["scale"] * t) ** 2))
+
+
+def _parameters(q: Distribution) -> tuple[Tensor, Tensor]:
+    parameters = distribution_parameters(q)
+    return parameters["loc"].detach(), parameters["scale"].detach()

@@ -1,0 +1,105 @@
+"""The series form: derivatives of the cost, weighted by coefficients found from the cumulant generating function."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Beta, Dirichlet, Distribution
+
+from lightning_estimators.distributions import base_distribution, distribution_parameters
+from lightning_estimators.objectives import CallableObjective, Objective
+from lightning_estimators.rules.base import Cumulant, cumulant_for
+from lightning_estimators.rules.gamma import gamma_cumulant
+from lightning_estimators.rules.jet import Jet
+
+__all__ = ["exponential_rule", "series_coefficients", "series_rule"]
+
+
+def series_coefficients(cumulant: Cumulant, parameters: dict[str, Tensor], order: int) -> dict[str, list[Tensor]]:
+    r"""Return, for each parameter, $a_1, \dots, a_N$ in $\nabla_\theta K_\theta(t) = \sum_n a_n t^n$.
+
+    K is expanded at t = 0 by Taylor arithmetic (`Jet`), and its coefficients are differentiated in the parameters.
+
+    Args:
+        cumulant: K.
+        parameters: By name; K is elementwise in them.
+        order: N.
+
+    Example:
+        >>> import torch
+        >>> from lightning_estimators.rules import gamma_cumulant
+        >>> gamma = {"concentration": torch.tensor(3.0), "rate": torch.tensor(0.5)}
+        >>> series_coefficients(gamma_cumulant, gamma, 3)["concentration"]  # scale^n / n
+        [tensor(2.), tensor(2.), tensor(2.6667)]
+    """
+    with torch.enable_grad():
+        leaves = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+        zero = torch.zeros_like(next(iter(leaves.values())))
+        t = Jet([zero, zero + 1, *(zero for _ in range(order - 1))])
+        gradients = [_gradient(c, list(leaves.values())) for c in cumulant(leaves, t).coefficients[1:]]
+    return {name: list(column) for name, column in zip(leaves, zip(*gradients, strict=True), strict=True)}
+
+
+def _gradient(coefficient: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    if not coefficient.requires_grad:  # the third cumulant of a normal, say
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    return torch.autograd.grad(coefficient.sum(), leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+
+def series_rule(q: Distribution, z: Tensor, f: Objective, order: int) -> dict[str, Tensor]:
+    r"""Return $\sum_{n=1}^N a_n f^{(n)}(z)$, coordinate by coordinate, for every parameter.
+
+    Beta and Dirichlet variables are normalised gammas, differentiated through the normalisation.
+
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, theorem 1 truncated as in eq. 26;
+    eqs. 20 and 21 for the beta and the Dirichlet.
+    """
+    parameters = {name: p.detach() for name, p in distribution_parameters(q).items()}
+    if isinstance(base_distribution(q), Beta | Dirichlet):
+        return _normalised_series(q, z, f, order)
+    coefficients = series_coefficients(cumulant_for(q), parameters, order)
+    derivatives = [f.coordinate_derivative(z, n) for n in range(1, order + 1)]
+    return {name: sum_products(a, derivatives) for name, a in coefficients.items()}
+
+
+def sum_products(coefficients: list[Tensor], derivatives: list[Tensor]) -> Tensor:
+    """Return Σ aₙ f⁽ⁿ⁾."""
+    total = coefficients[0] * derivatives[0]
+    for a, derivative in zip(coefficients[1:], derivatives[1:], strict=True):
+        total = total + a * derivative
+    return total
+
+
+def _normalised_series(q: Distribution, z: Tensor, f: Objective, order: int) -> dict[str, Tensor]:
+    parameters = {name: p.detach() for name, p in distribution_parameters(q).items()}
+    beta = isinstance(base_distribution(q), Beta)
+    alpha = torch.stack(list(parameters.values()), -1) if beta else parameters["concentration"]
+    simplex = torch.stack([z, 1 - z], -1) if beta else z
+    total = torch._standard_gamma(alpha.sum(-1, keepdim=True))
+    normalised = CallableObjective(
+        lambda g: f((g / g.sum(-1, keepdim=True))[..., 0] if beta else g / g.sum(-1, keepdim=True)),
+        event_dim=f.event_dim + int(beta),
+    )
+    unit = {"concentration": alpha, "rate": torch.ones_like(alpha)}
+    coefficients = series_coefficients(gamma_cumulant, unit, order)["concentration"]
+    derivatives = [normalised.coordinate_derivative(total * simplex, n) for n in range(1, order + 1)]
+    gradient = sum_products(coefficients, derivatives)
+    return dict(zip(parameters, gradient.unbind(-1), strict=True)) if beta else {"concentration": gradient}
+
+
+def exponential_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor] | None:
+    r"""Return $\nabla_\theta K_\theta(\varepsilon) f(z)$ for costs that are exponential in every coordinate, else None.
+
+    The whole series, summed: the derivative operator acts on $e^{\varepsilon z}$ as the number ε.
+
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 25.
+    """
+    terms = f.exponential(z)
+    if terms is None:
+        return None
+    rate, value = terms
+    with torch.enable_grad():
+        leaves = {name: p.detach().clone().requires_grad_() for name, p in distribution_parameters(q).items()}
+        cumulant = cumulant_for(q)(leaves, rate.expand(z.shape))
+        gradients = torch.autograd.grad(cumulant.sum(), list(leaves.values()))
+    return {name: gradient * value for name, gradient in zip(leaves, gradients, strict=True)}
