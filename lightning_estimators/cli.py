@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,28 @@ from lightning_estimators.parser import Parser, load_class
 
 __all__ = ["EstimatorCLI", "RunConfig", "main"]
 
-DEFAULTS: dict[str, Any] = {
+_REBAR = {"class_path": import_path(REBAR)}
+_ADAM = "torch.optim.Adam"
+
+DEFAULT_JOB: dict[str, Any] = {
     "model": {
         "class_path": import_path(DiscreteLatentModel),
-        "init_args": {"estimator": {"class_path": import_path(REBAR)}},
+        "init_args": {
+            "estimator": _REBAR,
+            "num_latents": [64],
+            "optimizer": {"class_path": _ADAM, "init_args": {"lr": 1e-2}},
+            "surrogate_optimizer": {"class_path": _ADAM, "init_args": {"lr": 1e-1}},
+        },
     },
-    "data": {"class_path": import_path(Digits)},
+    "data": {"class_path": import_path(Digits), "init_args": {"binarization": "threshold"}},
 }
-"""The default job."""
+"""What runs when neither model nor data are named: configs/digits.yaml, which an installed package does not have."""
+
+DEFAULT_CLASSES: dict[str, Any] = {
+    "model": {"class_path": import_path(DiscreteLatentModel), "init_args": {"estimator": _REBAR}},
+    "data": {"class_path": import_path(Digits), "init_args": {}},
+}
+"""What stands in for the other when one of them is named: the class with its own defaults."""
 
 Settings = dict[str, Any]
 
@@ -61,9 +76,14 @@ class RunConfig(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Settings) -> None:
         """Keep the options of model and data, and the seed."""
+        checkpoint[CHECKPOINT_KEY] = self._kept
+
+    @cached_property
+    def _kept(self) -> Settings:
+        # Once per run: writing the options down takes longer than an epoch of a small job.
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         names = ("model", "data", "seed_everything")
-        checkpoint[CHECKPOINT_KEY] = {name: config[name] for name in names if config.get(name) is not None}
+        return {name: config[name] for name in names if config.get(name) is not None}
 
 
 class EstimatorCLI(LightningCLI):
@@ -84,7 +104,7 @@ class EstimatorCLI(LightningCLI):
             LightningDataModule,
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10},  # Digits: 1400 steps, 14 to an epoch
+            trainer_defaults={"max_epochs": 200, "log_every_n_steps": 10},  # Digits: 2800 steps, 14 to an epoch
             seed_everything_default=0,  # a rerun, and a resumed run, draw the same noise
             parser_kwargs={"prog": "lightning-estimators", "allow_abbrev": False}
             | {name: {"allow_abbrev": False} for name in self.subcommands()},
@@ -112,12 +132,15 @@ class EstimatorCLI(LightningCLI):
                 saved = saved_configuration(path) if path is not None and os.path.isfile(path) else {}
             except (OSError, ValueError) as error:
                 own.error(str(error))
+            named = settings.get("model") is not None or settings.get("data") is not None
+            defaults = (DEFAULT_CLASSES if named else DEFAULT_JOB) | saved
             for name in ("model", "data"):
-                default = dict(saved.get(name, DEFAULTS[name]))
+                default = dict(defaults[name])
                 # Options of one class mean nothing to another: a default counts only while its class is not replaced.
                 if settings.get(name) is None or _same_class(settings[name], default["class_path"]):
-                    if name == "model":  # linked to the data
-                        default["init_args"] = {k: v for k, v in default["init_args"].items() if k != "image_shape"}
+                    # What the data tells the model is not an option.
+                    told = ("image_shape",) if name == "model" else ()
+                    default["init_args"] = {k: v for k, v in default.get("init_args", {}).items() if k not in told}
                     own.set_defaults({name: default})
             if "seed_everything" in saved:
                 own.set_defaults({"seed_everything": saved["seed_everything"]})
@@ -145,9 +168,11 @@ class EstimatorCLI(LightningCLI):
         loggers = [one for one in (logger if isinstance(logger, list) else [logger]) if isinstance(one, Logger)]
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
-        if settings["callbacks"] is None and any(isinstance(one, TensorBoardLogger) for one in loggers):
+        # Images by default, unless there are some already, or an empty list asks for nothing.
+        if settings["callbacks"] != [] and not any(isinstance(callback, Reconstructions) for callback in callbacks):
             draws = all(callable(getattr(self.model, name, None)) for name in ("reconstruct", "sample_prior"))
-            if draws and hasattr(self.datamodule, "image_shape"):
+            tensorboard = any(isinstance(one, TensorBoardLogger) for one in loggers)
+            if tensorboard and draws and hasattr(self.datamodule, "image_shape"):
                 callbacks.append(Reconstructions(every_n_epochs=10))
         checkpoint = self._get(self.config_init, "checkpoint")
         saves = settings["enable_checkpointing"] is not False and not settings["barebones"]
