@@ -38,6 +38,10 @@ class Toy(pl.LightningDataModule):
         self.batch_size = batch_size
         self.num_batches = num_batches
 
+    def __str__(self) -> str:
+        # Lightning's own takes loaders for collections of datasets and fails; jsonargparse prints datamodules.
+        return f"Toy(batch_size={self.batch_size}, num_batches={self.num_batches})"
+
     def train_dataloader(self) -> Batches:
         """`num_batches` batches of zeros."""
         return self._zeros(self.num_batches)
