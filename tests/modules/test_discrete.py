@@ -21,7 +21,7 @@ from lightning_estimators.estimators import (
     StochasticBackprop,
 )
 from lightning_estimators.estimators.base import Estimate
-from lightning_estimators.modules import DiscreteLatentModel, discrete
+from lightning_estimators.modules import DiscreteLatentModel, latent
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import BernoulliLinear, CallableObjective
 
@@ -193,14 +193,14 @@ def test_chunks_do_not_change_the_bound(monkeypatch, elements):
     log_w = log_p - log_q
     pairs = torch.logaddexp(log_w[:, None], log_w) - math.log(2)
     expected = (log_q.exp()[:, None] * log_q.exp() * pairs).sum()
-    monkeypatch.setattr(discrete, "MAX_ELEMENTS", elements)
+    monkeypatch.setattr(latent, "MAX_ELEMENTS", elements)
     torch.manual_seed(4)
     _, bound = model.bounds(x.expand(50_000, *SHAPE), 2)
     assert_mean(bound, expected)
 
 
 def test_five_thousand_samples_never_hold_more_than_the_limit(monkeypatch):
-    monkeypatch.setattr(discrete, "MAX_ELEMENTS", 10_000)
+    monkeypatch.setattr(latent, "MAX_ELEMENTS", 10_000)
     model = build(REINFORCE(), num_latents=[3])
     sizes, draw = [], model.log_weights
     monkeypatch.setattr(model, "log_weights", lambda x, n: sizes.append(n * x.numel()) or draw(x, n))

@@ -1,0 +1,323 @@
+"""Images under layers of latent variables: all that does not depend on the family of the latents."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torchmetrics import MeanMetric
+
+from lightning_estimators.distributions import sample
+from lightning_estimators.estimators import GradientEstimator
+from lightning_estimators.modules.base import EstimatorModule
+from lightning_estimators.networks import MLP, LatentMLP
+from lightning_estimators.objectives import FirstLayerLinear, Objective, Separable, Sum
+
+__all__ = ["Expectation", "LatentImageModel", "check_choice", "wide"]
+
+Expectation = Callable[[int, Distribution, Objective, Tensor], Tensor]
+"""`(layer, q, f, context) -> E_q[f]`, shape `q.batch_shape`: by an estimator in training, at one sample else."""
+
+MAX_ELEMENTS = 2**24
+"""Numbers in the widest activation while a bound is computed: 64 MiB in float32."""
+
+
+class LatentImageModel(EstimatorModule, ABC):
+    r"""Images x under L layers of latents z, trained on the negative ELBO.
+
+    Inference $q(z_1|x)\, q(z_2|z_1) \dots$, generation $p(z_L)\, p(z_{L-1}|z_L) \dots p(x|z_1)$, and the loss per image
+
+    $$-\mathrm{ELBO} = E_q\Big[-\log p(x|z_1) + \sum_i \log q(z_i|z_{i-1}) - \log p(z_i|z_{i+1})\Big].$$
+
+    The expectation over each layer is taken by a copy of one estimator, nested in that of the layer below. The encoder
+    sees x minus the training mean, and the bias of the pixels starts where it gives that mean. The mean is taken once,
+    when a model that has none is first fitted: from `data_mean` if given, else from the attribute `mean` of the
+    datamodule. It is part of the checkpoint.
+
+    Implementing one:
+
+    1. In `__init__`, after `super().__init__(...)`, set `kl` and `event_shapes` (of the latents, from the data upwards)
+       and build the networks: `encoder[0]` is an `MLP` of pixels, `encoder[i]` a `LatentMLP` of layer i - 1,
+       `decoder[i]` a `LatentMLP` of layer i whose output describes layer i - 1 (0: the pixels).
+    2. Call `_start(estimator, image_shape, data_mean, test_samples)` at its end.
+    3. Implement the abstract methods. Override `_reconstruction` where structure makes the cost cheaper.
+
+    Logged besides what `EstimatorModule` logs (all in nats per image, averaged over images):
+
+    - `val/loss`: negative ELBO at one hard sample of the latents, whatever the estimator does in training.
+    - `test/elbo`: ELBO, averaged over `test_samples` samples.
+    - `test/bound`: importance-weighted bound $\log \frac1K \sum_k p(x, z_k) / q(z_k|x)$ with K = `test_samples`: an
+      estimate of the log-likelihood, from below.
+
+    Source: importance-weighted bound: Burda et al. (2016), eq. 8.
+    """
+
+    data_mean: Tensor
+    mean_known: Tensor
+    kl: str
+    event_shapes: list[tuple[int, ...]]
+    encoder: nn.ModuleList
+    decoder: nn.ModuleList
+
+    @abstractmethod
+    def _q(self, i: int, output: Tensor) -> Distribution:
+        """Return the latents of layer i given the output of a network, event shape `event_shapes[i]`."""
+
+    @abstractmethod
+    def _prior(self) -> Distribution:
+        """Return the prior of the top layer, batch shape `()`."""
+
+    @abstractmethod
+    def _log_probs(self, i: int, z: Tensor, q: Distribution) -> Tensor:
+        """Return log q(z) of layer i in one part per entry of z, of which entry j depends on no other than z_j."""
+
+    @abstractmethod
+    def _kl(self, i: int, q: Distribution) -> Tensor:
+        """Return minus the entropy of q, for the top layer KL(q, prior), in closed form, shape `q.batch_shape`."""
+
+    @abstractmethod
+    def _pixel_cost(self, pixels: Tensor, output: Tensor) -> Tensor:
+        """Return -log p(x|z) given the output of `decoder[0]`, shape without the last axis."""
+
+    @abstractmethod
+    def _means(self, output: Tensor) -> Tensor:
+        """Return the means of the pixels given the output of `decoder[0]`."""
+
+    @abstractmethod
+    def _output_at(self, mean: Tensor) -> Tensor:
+        """Return the output of `decoder[0]` for which the means of the pixels are the given ones."""
+
+    def _start(
+        self,
+        estimator: GradientEstimator,
+        image_shape: tuple[int, int, int],
+        data_mean: float | list[float] | None,
+        test_samples: int,
+    ) -> None:
+        """Give every layer its estimator, refuse those that cannot work, and set up mean and metrics."""
+        if test_samples < 1:
+            raise ValueError(f"test_samples must be at least 1, got {test_samples}.")
+        self.image_shape, self.test_samples = tuple(image_shape), test_samples
+        num_pixels = math.prod(self.image_shape)
+        self.register_buffer("data_mean", torch.zeros(num_pixels))
+        self.register_buffer("mean_known", torch.tensor(False))
+        if data_mean is not None:
+            self._set_data_mean(torch.as_tensor(data_mean))
+        self.expectation = nn.ModuleList(copy.deepcopy(estimator) for _ in self.event_shapes)
+        for i, network in enumerate(self.encoder):
+            output = torch.zeros(1, cast(MLP, network).last.out_features)
+            self._estimator(i).prepare(self._q(i, output), torch.zeros(1, num_pixels))
+        # Imputing NaN by NaN keeps it visible: other strategies of torchmetrics drop it from the mean.
+        self.val_loss = MeanMetric(nan_strategy=math.nan)
+        self.test_elbo = MeanMetric(nan_strategy=math.nan)
+        self.test_bound = MeanMetric(nan_strategy=math.nan)
+
+    def setup(self, stage: str) -> None:
+        """Take the training mean when a model that has none is first fitted."""
+        super().setup(stage)
+        if stage != "fit" or bool(self.mean_known):
+            return
+        mean = getattr(getattr(self.trainer, "datamodule", None), "mean", None)
+        if not isinstance(mean, Tensor):
+            raise ValueError(
+                f"{type(self).__name__} needs the mean of the training images, to centre its input and to start the "
+                "bias of its output: expected a tensor `mean` at the datamodule, or the argument data_mean (one number "
+                f"per pixel, or one for all); got {'none' if mean is None else type(mean).__name__}. "
+                "Without a datamodule give e.g. data_mean=images.mean(0).flatten().tolist()."
+            )
+        self._set_data_mean(mean)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Return the negative ELBO of each image, to be backpropagated.
+
+        Args:
+            batch: Images, `(B, *image_shape)`.
+
+        Returns:
+            Tensor of shape `(B,)`.
+        """
+        return self._negative_elbo(batch, lambda i, q, f, context: cast(Tensor, self._estimator(i)(q, f, context)))
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log `val/loss`."""
+        self.val_loss.update(self._negative_elbo(batch, lambda i, q, f, context: f(sample(q))))
+        self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch))
+
+    def on_test_start(self) -> None:
+        """Warn if there is nothing to test."""
+        if not bool(self.mean_known):
+            rank_zero_warn(
+                f"Testing a {type(self).__name__} that was never fitted: give ckpt_path to load a trained one."
+            )
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log `test/elbo` and `test/bound`."""
+        elbo, bound = self.bounds(batch, self.test_samples)
+        self.test_elbo.update(elbo)
+        self.test_bound.update(bound)
+        self.log("test/elbo", self.test_elbo, on_step=False, on_epoch=True, batch_size=len(batch))
+        self.log("test/bound", self.test_bound, on_step=False, on_epoch=True, batch_size=len(batch))
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor | list[Tensor]]:
+        """Return `reconstructions` (pixel means, `(B, *image_shape)`) and `latents` (per layer, a sample of q)."""
+        latents = self.infer(batch)
+        return {"reconstructions": self._pixel_means(latents[0]), "latents": latents}
+
+    @torch.no_grad()
+    def infer(self, x: Tensor) -> list[Tensor]:
+        """Draw the latents of each layer given images `(B, *image_shape)`; entries of shape `(B, *event_shape)`."""
+        h, latents = self._pixels(x) - self.data_mean, []
+        for i, network in enumerate(self.encoder):
+            h = sample(self._q(i, network(h)))
+            latents.append(h)
+        return latents
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Return the pixel means given a sample of the latents of images x; shape and range of x."""
+        return self._pixel_means(self.infer(x)[0])
+
+    @torch.no_grad()
+    def sample_prior(self, n: int) -> Tensor:
+        """Draw n sets of latents from the top down and return their pixel means, `(n, *image_shape)`."""
+        z = sample(self._prior().expand((n,)))
+        for i in range(len(self.decoder) - 1, 0, -1):
+            z = sample(self._q(i - 1, self.decoder[i](z)))
+        return self._pixel_means(z)
+
+    @torch.no_grad()
+    def bounds(self, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Return the ELBO (mean log weight) and the importance-weighted bound (log mean weight), each `(B,)`.
+
+        Args:
+            x: Images, `(B, *image_shape)`.
+            num_samples: Samples of the latents per image, drawn in chunks of bounded memory.
+        """
+        pixels = self._pixels(x)
+        linear = [m for network in (self.encoder, self.decoder) for m in network.modules() if isinstance(m, nn.Linear)]
+        widest = max(max(layer.in_features, layer.out_features) for layer in linear)
+        chunk = max(1, MAX_ELEMENTS // (len(pixels) * widest))
+        total = torch.zeros((), device=pixels.device)
+        log_total = torch.full((), -math.inf, device=pixels.device)
+        for start in range(0, num_samples, chunk):
+            log_weights = self.log_weights(pixels, min(chunk, num_samples - start))
+            total = total + log_weights.sum(0)
+            log_total = torch.logaddexp(log_total, log_weights.logsumexp(0))
+        return total / num_samples, log_total - math.log(num_samples)
+
+    @torch.no_grad()
+    def log_weights(self, x: Tensor, num_samples: int) -> Tensor:
+        """Return log p(x, z) − log q(z|x) at fresh samples z of q, shape `(num_samples, B)`."""
+        below = self._pixels(x)
+        q = self._q(0, self.encoder[0](below - self.data_mean)).expand((num_samples, len(below)))
+        log_weights = torch.zeros((), device=below.device)
+        for i, decoder in enumerate(self.decoder):
+            if i > 0:
+                q = self._q(i, self.encoder[i](below))
+            z = sample(q)
+            log_weights = log_weights - self._log_prob(i, z, q) - self._cost(i, below, decoder(z))
+            below = z
+        return log_weights + self._log_prob(len(self.decoder) - 1, below, self._prior())
+
+    def _negative_elbo(self, x: Tensor, expectation: Expectation) -> Tensor:
+        pixels = self._pixels(x)
+        context = pixels - self.data_mean
+        return self._expected(0, self._q(0, self.encoder[0](context)), pixels, context, expectation)
+
+    def _expected(self, i: int, q: Distribution, below: Tensor, context: Tensor, expectation: Expectation) -> Tensor:
+        """E over layers i and above of -log p(below | z_i) + log q - log p, shape `q.batch_shape`.
+
+        Noise and coordinate changes of estimators add axes on the left of everything, so all broadcasts by itself.
+        """
+        terms = [self._reconstruction(i, below)]
+        if i < len(self.decoder) - 1:
+            terms.append(self._above(i, context, expectation))
+        if self.kl == "sampled":
+            terms.append(Separable(lambda z: self._log_ratios(i, z, q), len(q.event_shape)))
+        value = expectation(i, q, terms[0] if len(terms) == 1 else Sum(terms), context)
+        return value + self._kl(i, q) if self.kl == "analytic" else value
+
+    def _reconstruction(self, i: int, below: Tensor) -> Objective:
+        """-log p(below | z_i) as a function of z_i."""
+        network = cast(LatentMLP, self.decoder[i])
+        weight, bias = (wide(tensor) for tensor in network.affine())
+
+        def rest(first: Tensor) -> Tensor:
+            return self._cost(i, below, network.rest(first.to(network.first.weight.dtype)))
+
+        return FirstLayerLinear(weight, bias, rest, len(self.event_shapes[i]))
+
+    def _above(self, i: int, context: Tensor, expectation: Expectation) -> Objective:
+        """Everything above layer i as a function of z_i, which is both input of q and output of p there."""
+        network, shape = cast(LatentMLP, self.encoder[i + 1]), self.event_shapes[i]
+        weight, bias = (wide(tensor) for tensor in network.affine())
+        width, size = len(bias), math.prod(shape)
+        # z_i itself travels behind the first pre-activation, through an identity.
+        identity = torch.eye(size, dtype=weight.dtype, device=weight.device).reshape(size, *shape)
+
+        def rest(first: Tensor) -> Tensor:
+            hidden, z = first[..., :width], first[..., width:]
+            q = self._q(i + 1, network.rest(hidden.to(network.first.weight.dtype)))
+            return self._expected(i + 1, q, z.reshape(*z.shape[:-1], *shape), context, expectation)
+
+        return FirstLayerLinear(
+            torch.cat([weight, identity]), torch.cat([bias, bias.new_zeros(size)]), rest, len(shape)
+        )
+
+    def _cost(self, i: int, below: Tensor, output: Tensor) -> Tensor:
+        """-log p(below | z_i) given the output of `decoder[i]`."""
+        return self._pixel_cost(below, output) if i == 0 else -self._log_prob(i - 1, below, self._q(i - 1, output))
+
+    def _log_ratios(self, i: int, z: Tensor, q: Distribution) -> Tensor:
+        """Per entry, log q(z_i), minus log p(z_i) if that is the prior."""
+        ratios = self._log_probs(i, z, q)
+        return ratios - self._log_probs(i, z, self._prior()) if i == len(self.decoder) - 1 else ratios
+
+    def _log_prob(self, i: int, z: Tensor, q: Distribution) -> Tensor:
+        return self._log_probs(i, z, q).flatten(-len(self.event_shapes[i])).sum(-1)
+
+    def _pixel_means(self, z: Tensor) -> Tensor:
+        return self._means(self.decoder[0](z)).reshape(-1, *self.image_shape)
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        """Images, one row each."""
+        if not isinstance(x, Tensor) or (x.ndim != 2 and x.shape[1:] != self.image_shape):
+            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(
+                f"{type(self).__name__} expects a batch to be one tensor of images of shape "
+                f"{('B', *self.image_shape)}, got {given}. Set image_shape, or let the dataloader yield images alone."
+            )
+        return x.flatten(1)
+
+    @torch.no_grad()
+    def _set_data_mean(self, mean: Tensor) -> None:
+        pixels = len(self.data_mean)
+        if mean.numel() not in (1, pixels):
+            raise ValueError(
+                f"the data mean must have one number, or one per pixel of images of shape {self.image_shape}; "
+                f"got shape {tuple(mean.shape)}."
+            )
+        self.data_mean.copy_(mean.reshape(-1).expand(pixels))
+        cast(LatentMLP, self.decoder[0]).last.bias.copy_(self._output_at(self.data_mean))
+        self.mean_known.fill_(True)
+
+    def _estimator(self, i: int) -> GradientEstimator:
+        return cast(GradientEstimator, self.expectation[i])
+
+
+def check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
+    """Raise unless `given` is one of the known."""
+    if given not in known:
+        raise ValueError(f"expected {name} to be one of {known}, got {given!r}.")
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return x in float32 at least: half precision would round probabilities and noise."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
