@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import linecache
 import os
-import re
 import sys
 import tempfile
-import traceback
-from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,13 +22,16 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 # Imports are the registry: whatever is imported has a short name on the command line.
 from lightning_estimators import baselines, networks  # noqa: F401
 from lightning_estimators.callbacks import Reconstructions
-from lightning_estimators.checkpoints import find_checkpoint, saved_configuration
+from lightning_estimators.commandline.checkpoints import checkpoint_path, saved_configuration
+from lightning_estimators.commandline.overrides import Overrides
+from lightning_estimators.commandline.parser import Parser, load_class
+from lightning_estimators.commandline.refusals import is_refusal, root_cause
+from lightning_estimators.commandline.settings import Settings, peek, same_class
 from lightning_estimators.configurable import import_path
 from lightning_estimators.datamodules import Digits
 from lightning_estimators.estimators import REBAR
 from lightning_estimators.modules import DiscreteLatentModel, EstimatorModule
 from lightning_estimators.modules.recorded import CHECKPOINT_KEY
-from lightning_estimators.parser import Parser, load_class
 
 __all__ = ["EstimatorCLI", "RunConfig", "main"]
 
@@ -59,8 +58,6 @@ DEFAULT_CLASSES: dict[str, Any] = {
 }
 """What stands in for the other when one of them is named: the class with its own defaults."""
 
-Settings = dict[str, Any]
-
 
 class RunConfig(SaveConfigCallback):
     """Writes the configuration of the run where its logs go, and into its checkpoints.
@@ -76,7 +73,7 @@ class RunConfig(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Settings) -> None:
         """Keep the options of model and data, and the seed."""
-        checkpoint[CHECKPOINT_KEY] = self._kept
+        checkpoint[CHECKPOINT_KEY] = dict(self._kept)
 
     @cached_property
     def _kept(self) -> Settings:
@@ -124,11 +121,12 @@ class EstimatorCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse with defaults < checkpoint < configuration files < options."""
         given = sys.argv[1:] if args is None else args
-        subcommand, settings = _peek(given, tuple(self.subcommands()))
+        self._overrides: Overrides | None = None
+        subcommand, settings = peek(given, tuple(self.subcommands()))
         if subcommand is not None:
             own = self._subcommand_parsers[subcommand]
             try:
-                path = _checkpoint_path(settings)
+                path = checkpoint_path(settings)
                 saved = saved_configuration(path) if path is not None and os.path.isfile(path) else {}
             except (OSError, ValueError) as error:
                 own.error(str(error))
@@ -137,7 +135,7 @@ class EstimatorCLI(LightningCLI):
             for name in ("model", "data"):
                 default = dict(defaults[name])
                 # Options of one class mean nothing to another: a default counts only while its class is not replaced.
-                if settings.get(name) is None or _same_class(settings[name], default["class_path"]):
+                if settings.get(name) is None or same_class(settings[name], default["class_path"]):
                     # What the data tells the model is not an option.
                     told = ("image_shape",) if name == "model" else ()
                     default["init_args"] = {k: v for k, v in default.get("init_args", {}).items() if k not in told}
@@ -148,6 +146,13 @@ class EstimatorCLI(LightningCLI):
         if subcommand is None:
             return
         self.config[subcommand]["ckpt_path"] = path
+        if subcommand == "fit" and "model" in saved:
+            wanted = yaml.safe_load(own.dump(self.config[subcommand], skip_none=False))["model"]
+            if wanted["class_path"] == saved["model"]["class_path"]:
+                try:
+                    self._overrides = Overrides(saved["model"]["init_args"], wanted["init_args"])
+                except ValueError as error:
+                    own.error(str(error))
         data = self.config[subcommand].get("data.class_path")
         if "model.image_shape" in settings and hasattr(load_class(data), "image_shape"):
             own.error(f"--model.image_shape: {data} says what it is; leave it out.")
@@ -174,6 +179,8 @@ class EstimatorCLI(LightningCLI):
             tensorboard = any(isinstance(one, TensorBoardLogger) for one in loggers)
             if tensorboard and draws and hasattr(self.datamodule, "image_shape"):
                 callbacks.append(Reconstructions(every_n_epochs=10))
+        if self._overrides is not None:
+            callbacks.append(self._overrides)
         checkpoint = self._get(self.config_init, "checkpoint")
         saves = settings["enable_checkpointing"] is not False and not settings["barebones"]
         if saves and not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
@@ -229,95 +236,10 @@ def main(args: ArgsType = None) -> None:
     try:
         EstimatorCLI(args)
     except Exception as error:
-        root = _root(error)
+        root = root_cause(error)
         if os.environ.get("JSONARGPARSE_DEBUG"):
             raise
-        if not _is_refusal(root):
+        if not is_refusal(root):
             raise root from None
         print(f"error: {root}\n(JSONARGPARSE_DEBUG=1 shows where it was raised.)", file=sys.stderr)
         raise SystemExit(2) from error
-
-
-def _root(error: BaseException) -> BaseException:
-    """The exception of a constructor, which jsonargparse wraps in a listing of all arguments and types."""
-    while error.__cause__ is not None and _raised_in(error)[0].startswith("jsonargparse"):
-        error = error.__cause__
-    return error
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether it was raised on purpose, because of what was asked for; anything else is a bug to be traced."""
-    module, line = _raised_in(error)
-    refuses = re.match(r"lightning_estimators\.|lightning\.|torch\.optim\.", module)
-    mismatch = str(error).startswith("Error(s) in loading state_dict")
-    return line.startswith("raise") and (refuses is not None or mismatch)
-
-
-def _raised_in(error: BaseException) -> tuple[str, str]:
-    """Name of the module, and line of code."""
-    *_, (frame, number) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", ""), linecache.getline(frame.f_code.co_filename, number).strip()
-
-
-def _peek(given: Any, subcommands: tuple[str, ...]) -> tuple[str | None, Settings]:
-    """Read the few settings that decide on the defaults of all others, by dotted name, the last word winning."""
-    settings: Settings = {}
-    if isinstance(given, (dict, Namespace)):
-        given = given.as_dict() if isinstance(given, Namespace) else given
-        subcommand = given.get("subcommand")
-        return subcommand, dict(_flatten(given.get(subcommand, {})))
-    words = iter(given)
-    subcommand = None
-    for word in words:
-        name, equals, value = str(word).partition("=")
-        if subcommand is None and word in subcommands:
-            subcommand = word
-        if not name.startswith("-"):
-            continue
-        value = value if equals else next(words, "")
-        if name in ("-c", "--config"):
-            loaded = _load_yaml(value)
-            settings |= dict(_flatten(loaded))
-            for inner in subcommands:
-                settings |= dict(_flatten(loaded.get(inner) or {})) if inner == (subcommand or inner) else {}
-        elif name.startswith("--"):
-            settings[name[2:].replace(".init_args.", ".").removesuffix(".class_path")] = value
-    return subcommand, settings
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, prefix if key == "init_args" else f"{prefix}{key}.")
-        elif key == "class_path":
-            yield prefix.removesuffix("."), value
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _load_yaml(value: Any) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(Path(value).read_text() if os.path.isfile(value) else value)
-    except (OSError, yaml.YAMLError):
-        return {}  # the parser will say what is wrong with it
-    return loaded if isinstance(loaded, dict) else {}
-
-
-def _same_class(name: Any, class_path: str) -> bool:
-    if isinstance(name, str) and os.path.isfile(name):
-        name = _load_yaml(name).get("class_path", class_path)
-    return str(name).rpartition(".")[2] == class_path.rpartition(".")[2]
-
-
-def _checkpoint_path(settings: Settings) -> str | None:
-    path = settings.get("ckpt_path")
-    if path in (None, "", "null"):
-        return None
-    if path in ("last", "best"):
-        named = ("trainer.default_root_dir", "trainer.logger.save_dir", "checkpoint.dirpath")
-        folders = [settings[name] for name in named if settings.get(name) not in (None, "null")]
-        # With a folder of its own for the logger, the root may still hold the checkpoints of runs without one.
-        return str(find_checkpoint(str(path), folders or [Path.cwd()]))
-    if path != "hpc" and "://" not in str(path) and not str(path).startswith("registry") and not os.path.isfile(path):
-        raise FileNotFoundError(f"--ckpt_path: there is no file {path}. Give the path of a checkpoint, last, or best.")
-    return str(path)

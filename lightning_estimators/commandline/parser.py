@@ -68,8 +68,8 @@ def _essence(message: str) -> str:
 
 
 _NOISE = re.compile(
-    r"$|Expected a path but|Parser key \"[^\"]*\":$|Does not validate against|Subtypes:|Errors:$|Expected a <class 'NoneType'>$|"
-    r"Given value|Problem with given class_path '[^']*':$"
+    r"$|Expected a path but|Parser key \"[^\"]*\":$|Does not validate against|Subtypes:|Errors:$|"
+    r"Expected a <class 'NoneType'>$|Given value|Problem with given class_path '[^']*':$"
 )
 
 

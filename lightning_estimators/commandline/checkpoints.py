@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lightning_estimators.commandline.settings import Settings
 from lightning_estimators.modules.recorded import CHECKPOINT_KEY
 
-__all__ = ["find_checkpoint", "saved_configuration"]
+__all__ = ["checkpoint_path", "find_checkpoint", "saved_configuration"]
+
+
+def checkpoint_path(settings: Settings) -> str | None:
+    """Return the file that `--ckpt_path` means, None without that option.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The newest run did not say what "best" means.
+    """
+    path = settings.get("ckpt_path")
+    if path in (None, "", "null"):
+        return None
+    if path in ("last", "best"):
+        named = ("trainer.default_root_dir", "trainer.logger.save_dir", "checkpoint.dirpath")
+        folders = [settings[name] for name in named if settings.get(name) not in (None, "null")]
+        # With a folder of its own for the logger, the root may still hold the checkpoints of runs without one.
+        return str(find_checkpoint(str(path), folders or [Path.cwd()]))
+    if path != "hpc" and "://" not in str(path) and not str(path).startswith("registry") and not os.path.isfile(path):
+        raise FileNotFoundError(f"--ckpt_path: there is no file {path}. Give the path of a checkpoint, last, or best.")
+    return str(path)
 
 
 def find_checkpoint(which: str, folders: Iterable[str | Path]) -> Path:

@@ -1,0 +1,1 @@
+"""What `lightning_estimators.cli` is made of."""
