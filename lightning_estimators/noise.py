@@ -15,7 +15,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-__all__ = ["CommonNoise", "uniform"]
+__all__ = ["CommonNoise", "replaying", "uniform"]
 
 # Batch axes along which noise is drawn once, each named by how many batch axes stand to its right
 # (inner estimators add axes on the left only, so that count is the same at every depth).
@@ -45,6 +45,11 @@ def uniform(
     return torch.rand(drawn, dtype=dtype, device=device).clamp_min_(torch.finfo(dtype).tiny).expand(full)
 
 
+def replaying() -> bool:
+    """Whether noise that was used before is being drawn again, so that past costs are not independent of it."""
+    return bool(_shared_axes.get())
+
+
 class CommonNoise:
     """Remember the generator's state now; evaluate again under the same noise later.
 
@@ -64,7 +69,7 @@ class CommonNoise:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+        self.state = self._get()
 
     @contextmanager
     def replay(self, new_axis: int) -> Iterator[None]:
@@ -73,12 +78,22 @@ class CommonNoise:
         Args:
             new_axis: How many batch axes stand to the right of the new one.
         """
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(self.state, self.device)
-        else:
-            torch.set_rng_state(self.state)
+        before = self._get()
+        self._set(self.state)
         token = _shared_axes.set((*_shared_axes.get(), new_axis))
         try:
             yield
         finally:
             _shared_axes.reset(token)
+            if torch.equal(self._get(), self.state):
+                # Nothing was drawn again: go on from where we were, or all that follows would repeat what was drawn.
+                self._set(before)
+
+    def _get(self) -> Tensor:
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+
+    def _set(self, state: Tensor) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            torch.set_rng_state(state)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_estimators.baselines.base import Baseline, average_over_ranks
+from lightning_estimators.noise import replaying
 
 __all__ = ["LearnedBaseline"]
 
@@ -42,6 +43,7 @@ class LearnedBaseline(Baseline):
 
     needs_context: ClassVar[bool] = True
     average: Tensor
+    previous: Tensor
     variance: Tensor
     started: Tensor
 
@@ -56,6 +58,7 @@ class LearnedBaseline(Baseline):
         self.decay = decay
         for name in ("average", "variance", "started"):
             self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("previous", torch.zeros(()), persistent=False)
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
@@ -79,11 +82,14 @@ class LearnedBaseline(Baseline):
                 f"it returned {tuple(prediction.shape)} after squeezing."
             )
         residual = cost - prediction.to(cost.dtype)
-        error = residual - self.average.to(cost.dtype)
+        # Noise that is drawn again by an enclosing control variate has already entered the average: use the one before.
+        again = self.training and replaying()
+        error = residual - (self.previous if again else self.average).to(cost.dtype)
         signal = error.detach()
         if self.normalize:
             signal = signal / self.variance.to(cost.dtype).sqrt().clamp_min(1.0)
-        if self.training:
+        if self.training and not again:
+            self.previous.copy_(self.average)
             # After use: what is subtracted above knows only past costs.
             moments = torch.stack([residual.detach().mean(), error.detach().square().mean()])
             mean, square = average_over_ranks(moments).to(self.average.dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_estimators.baselines.base import Baseline, average_over_ranks
+from lightning_estimators.noise import replaying
 
 __all__ = ["MovingAverage"]
 
@@ -14,8 +15,8 @@ class MovingAverage(Baseline):
     r"""Subtracts the average of *past* costs: $f - c$, then $c \leftarrow \rho c + (1 - \rho) \bar f$.
 
     The average starts at the mean of the first costs seen, which are themselves used with $c = 0$: the current cost
-    is never in what is subtracted from it. Under distributed training the costs of all ranks enter. Frozen in eval
-    mode.
+    is never in what is subtracted from it. Where an enclosing control variate asks for the same noise once more, so is
+    the average from before that noise. Under distributed training the costs of all ranks enter. Frozen in eval mode.
 
     Args:
         decay: ρ, in [0, 1).
@@ -33,6 +34,7 @@ class MovingAverage(Baseline):
     """
 
     average: Tensor
+    previous: Tensor
     started: Tensor
 
     def __init__(self, decay: float = 0.99) -> None:
@@ -42,11 +44,14 @@ class MovingAverage(Baseline):
         self.decay = decay
         self.register_buffer("average", torch.zeros(()))
         self.register_buffer("started", torch.zeros(()))
+        self.register_buffer("previous", torch.zeros(()), persistent=False)
 
     def forward(self, cost: Tensor, context: Tensor | None) -> tuple[Tensor, None]:
         """Return the cost less the average of past costs, then take the current ones in."""
-        signal = cost - self.average.to(cost.dtype)
-        if self.training:
+        again = self.training and replaying()
+        signal = cost - (self.previous if again else self.average).to(cost.dtype)
+        if self.training and not again:
+            self.previous.copy_(self.average)
             current = average_over_ranks(cost.mean()).to(self.average.dtype)
             # `started` is 0 at the first call, so that the average jumps to the first costs; no branch, no host sync.
             keep = self.decay * self.started
