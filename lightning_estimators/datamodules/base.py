@@ -12,7 +12,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_estimators.datamodules.batches import STATIC, Batches, sample_pixels, seeded_generator
+from lightning_estimators.datamodules.batches import Batches, sample_pixels
+from lightning_estimators.datamodules.indexed import STATIC, seeded_generator
 
 __all__ = ["Binarization", "ImageDataModule", "Splits"]
 
@@ -108,6 +109,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.download = download
         self._splits: Splits | None = None
         self._mean: Tensor | None = None
+
+    def __str__(self) -> str:
+        # Lightning's own takes loaders for collections of datasets and fails; jsonargparse prints datamodules.
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.hparams.items())})"
 
     @abstractmethod
     def load(self) -> Splits:

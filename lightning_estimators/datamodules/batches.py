@@ -1,24 +1,13 @@
-"""An in-memory loader that yields whole batches, shards itself over ranks, and resumes in the middle of an epoch."""
+"""Batches of images held in memory as bytes."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Batches", "sample_pixels", "seeded_generator"]
+from lightning_estimators.datamodules.indexed import PIXELS, IndexedBatches, seeded_generator
 
-# First word after the seed in every key, so that no two uses of one seed share random numbers.
-ORDER, PIXELS, STATIC, SPLIT = range(4)
-
-
-def seeded_generator(*key: int) -> torch.Generator:
-    """A generator of its own for each key of non-negative integers; torch's global one is neither read nor moved."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+__all__ = ["Batches", "sample_pixels"]
 
 
 def sample_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -34,27 +23,10 @@ def sample_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(255, images.shape, dtype=torch.uint8, generator=generator) < images
 
 
-class Batches:
+class Batches(IndexedBatches[Tensor]):
     """Loads float batches in [0, 1] from images held in memory as bytes, without workers.
 
-    What a batch holds depends on (seed, epoch, index of the batch, rank) and on nothing else, so no other use of random
-    numbers changes it, and an epoch that is resumed in the middle goes on exactly as it would have.
-
-    Sharding is done here, since Lightning injects samplers into `torch.utils.data.DataLoader` only. `batch_size` is
-    that of one rank, as usual. Together the i-th batches of all ranks hold the images of the i-th batch of one process
-    with `world_size` times the batch size.
-
-    - `pad=True` (training): all ranks yield batches of the same number and sizes, so that averages over ranks are
-      averages over images. No image is dropped; up to `world_size - 1` are shown twice in an epoch.
-    - `pad=False` (validation, test): every image is yielded exactly once, by one of the ranks. Ranks still yield the
-      same number of batches, by a last one that may be smaller (with a batch size of 1 it may be one fewer).
-
-    Resuming follows Lightning's protocol: `state_dict()` names the batch that comes next, and is saved once the current
-    one has been trained on (nothing is fetched ahead, since the length is known). After `load_state_dict` the next
-    iteration starts there. Lightning calls `sampler.set_epoch(epoch)` at the start of each epoch; in a plain loop the
-    epoch advances by itself each time the loader is exhausted.
-
-    Shapes: yields `(batch, *images.shape[1:])`, float32.
+    Order, shards and resuming: see `IndexedBatches`. Shapes: yields `(batch, *images.shape[1:])`, float32.
 
     Args:
         images: Bytes (uint8), images along the first axis.
@@ -65,9 +37,7 @@ class Batches:
         pad: Whether to repeat images so that all ranks have as many.
         rank: Which of the shards this is.
         world_size: Into how many shards the images are divided.
-        limit: How much of an epoch is taken before the next one begins, as Lightning's `limit_train_batches`: a number
-            of batches (int) or a fraction (float). The loader does not stop there; it only knows that a state saved
-            there was saved at the end of the epoch.
+        limit: How much of an epoch is taken before the next one begins, as Lightning's `limit_train_batches`.
 
     Raises:
         ValueError: If there are no images, or a number is out of range.
@@ -79,9 +49,6 @@ class Batches:
         >>> len(loader), sorted(round(x.item(), 1) for batch in loader for x in batch)
         (3, [0.0, 0.2, 0.4, 0.6, 0.8])
     """
-
-    batch_sampler = None
-    """There is none; Lightning asks."""
 
     def __init__(
         self,
@@ -100,120 +67,21 @@ class Batches:
             raise TypeError(f"images must be bytes (torch.uint8), 0 to 255, got {images.dtype}")
         if len(images) == 0:
             raise ValueError("there are no images to make batches of")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0..world_size - 1, got rank={rank}, world_size={world_size}")
+        super().__init__(
+            len(images),
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            pad=pad,
+            rank=rank,
+            world_size=world_size,
+            limit=limit,
+        )
         self.images = images
-        self.batch_size = batch_size
-        self.shuffle = shuffle
         self.resample = resample
-        self.seed = seed
-        self.pad = pad
-        self.rank = rank
-        self.world_size = world_size
-        self.limit = limit
-        self.epoch = 0
-        self._next = 0  # index of the batch that comes next
-        self._resuming = False  # whether a state was loaded and nothing yielded since
-        self._shift = 0  # self.epoch, less what the one who calls set_epoch counts
 
-    @property
-    def sampler(self) -> Batches:
-        """The loader itself, where Lightning looks for `set_epoch`."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is.
-
-        A loader that has just been given a state knows better: when training was stopped by `max_steps`, Lightning
-        counts the epoch as done, yet continues it at the batch where it stopped; and from a checkpoint of the end of an
-        epoch it counts one epoch too many if `max_steps` is set. Counts are aligned then.
-
-        Args:
-            epoch: Number of epochs before it.
-        """
-        if self._resuming:
-            self._shift = self.epoch - epoch
-        elif epoch + self._shift != self.epoch:
-            self.epoch = epoch + self._shift
-            self._next = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands: the same on all ranks, plain numbers only."""
-        return {"epoch": self.epoch, "next": self._next, **self._order()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Start the next iteration where the loader that gave this state would have gone on.
-
-        Args:
-            state_dict: What `state_dict` returned. A warning tells if it is from a loader with another order.
-        """
-        self._resuming = True
-        self.epoch, self._next = state_dict["epoch"], state_dict["next"]
-        if self._next >= (min(self.limit, len(self)) if isinstance(self.limit, int) else int(self.limit * len(self))):
-            self.epoch, self._next = self.epoch + 1, 0
-        changed = {
-            name: (state_dict.get(name), now) for name, now in self._order().items() if state_dict.get(name) != now
-        }
-        if changed and self._next > 0:
-            told = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
-            warnings.warn(
-                f"the rest of this epoch holds other batches than it would have without the interruption: {told}. "
-                "Some images may come twice and some not at all until the next epoch",
-                stacklevel=2,
-            )
-
-    def __len__(self) -> int:
-        """Number of batches of this rank in an epoch, of which a resumed one yields the rest only."""
-        largest_share = -(-len(self.images) // self.world_size)
-        return min(-(-largest_share // self.batch_size), self._share())
-
-    def __iter__(self) -> Iterator[Tensor]:
-        # A generator: nothing happens before the first `next`. Lightning makes iterators before it loads the state and
-        # says which epoch it is.
-        start = self._next if self._resuming else 0
-        self._resuming = False
-        epoch = self.epoch
-        indices = self._indices(epoch)
-        for index in range(start, len(self)):
-            self._next = index + 1
-            yield self._batch(epoch, index, indices)
-        if self.epoch == epoch:
-            self.epoch, self._next = epoch + 1, 0
-
-    def _order(self) -> dict[str, Any]:
-        """What decides which images are in which batch."""
-        return {
-            "images": len(self.images),
-            "batch_size": self.batch_size,
-            "world_size": self.world_size,
-            "shuffle": self.shuffle,
-            "seed": self.seed,
-        }
-
-    def _share(self) -> int:
-        """Number of images of this rank."""
-        count = len(self.images) + (self.world_size - 1 if self.pad else self.world_size - 1 - self.rank)
-        return count // self.world_size
-
-    def _indices(self, epoch: int) -> Tensor:
-        """The images of this rank in the order of this epoch."""
-        count = len(self.images)
-        if self.shuffle:
-            order = torch.randperm(count, generator=seeded_generator(self.seed, ORDER, epoch))
-        else:
-            order = torch.arange(count)
-        # Beyond the last image (when padding) the order starts over.
-        return order[(self.rank + self.world_size * torch.arange(self._share())) % count]
-
-    def _batch(self, epoch: int, index: int, indices: Tensor) -> Tensor:
-        images = self.images[indices[self._bound(index) : self._bound(index + 1)]]
+    def _take(self, indices: Tensor, epoch: int, index: int) -> Tensor:
+        images = self.images[indices]
         if self.resample:
-            generator = seeded_generator(self.seed, PIXELS, epoch, index, self.rank)
-            return sample_pixels(images, generator).float()
+            return sample_pixels(images, seeded_generator(self.seed, PIXELS, epoch, index, self.rank)).float()
         return images.float().div_(255)
-
-    def _bound(self, index: int) -> int:
-        """First image of a batch; leaves at least one image to each of the batches that follow."""
-        return min(index * self.batch_size, self._share() - (len(self) - index))

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from lightning_estimators.datamodules.base import ImageDataModule, Splits
-from lightning_estimators.datamodules.batches import SPLIT, seeded_generator
+from lightning_estimators.datamodules.indexed import SPLIT, seeded_generator
 
 __all__ = ["Digits"]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from lightning_estimators.datamodules.base import ImageDataModule, Splits
-from lightning_estimators.datamodules.batches import SPLIT, seeded_generator
+from lightning_estimators.datamodules.indexed import SPLIT, seeded_generator
 
 __all__ = ["Omniglot"]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lightning_estimators.datamodules import Batches
-from lightning_estimators.datamodules.batches import sample_pixels, seeded_generator
+from lightning_estimators.datamodules.batches import sample_pixels
+from lightning_estimators.datamodules.indexed import seeded_generator
 
 
 def numbered(count):

@@ -1,0 +1,200 @@
+"""The order of in-memory batches: shuffled by epoch, sharded over ranks, resumed in the middle of an epoch."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["IndexedBatches", "seeded_generator"]
+
+T = TypeVar("T")
+
+# First word after the seed in every key, so that no two uses of one seed share random numbers.
+ORDER, PIXELS, STATIC, SPLIT = range(4)
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """A generator of its own for each key of non-negative integers; torch's global one is neither read nor moved."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+class IndexedBatches(ABC, Generic[T]):
+    """Loads whole batches of examples held in memory, by index and without workers.
+
+    What a batch holds depends on (seed, epoch, index of the batch, rank) and on nothing else, so no other use of random
+    numbers changes it, and an epoch that is resumed in the middle goes on exactly as it would have.
+
+    Sharding is done here, since Lightning injects samplers into `torch.utils.data.DataLoader` only. `batch_size` is
+    that of one rank, as usual. Together the i-th batches of all ranks hold the examples of the i-th batch of one
+    process with `world_size` times the batch size.
+
+    - `pad=True` (training): all ranks yield batches of the same number and sizes, so that averages over ranks are
+      averages over examples. None is dropped; up to `world_size - 1` are shown twice in an epoch.
+    - `pad=False` (validation, test): every example is yielded exactly once, by one of the ranks. Ranks still yield the
+      same number of batches, by a last one that may be smaller (with a batch size of 1 it may be one fewer).
+
+    Resuming follows Lightning's protocol: `state_dict()` names the batch that comes next, and is saved once the current
+    one has been trained on (nothing is fetched ahead, since the length is known). After `load_state_dict` the next
+    iteration starts there. Lightning calls `sampler.set_epoch(epoch)` at the start of each epoch; in a plain loop the
+    epoch advances by itself each time the loader is exhausted.
+
+    Implementing one: `_take`, and nothing random in it but through `seeded_generator`.
+
+    Args:
+        count: How many examples there are.
+        batch_size: Examples in a batch of this rank; the last batch may be smaller.
+        shuffle: Another order in each epoch.
+        seed: Seed of the order.
+        pad: Whether to repeat examples so that all ranks have as many.
+        rank: Which of the shards this is.
+        world_size: Into how many shards the examples are divided.
+        limit: How much of an epoch is taken before the next one begins, as Lightning's `limit_train_batches`: a number
+            of batches (int) or a fraction (float). The loader does not stop there; it only knows that a state saved
+            there was saved at the end of the epoch.
+
+    Raises:
+        ValueError: If there are no examples, or a number is out of range.
+    """
+
+    batch_sampler = None
+    """There is none; Lightning asks."""
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        pad: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        limit: int | float = 1.0,
+    ) -> None:
+        if count == 0:
+            raise ValueError("there are no examples to make batches of")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..world_size - 1, got rank={rank}, world_size={world_size}")
+        self.count = count
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.pad = pad
+        self.rank = rank
+        self.world_size = world_size
+        self.limit = limit
+        self.epoch = 0
+        self._next = 0  # index of the batch that comes next
+        self._resuming = False  # whether a state was loaded and nothing yielded since
+        self._shift = 0  # self.epoch, less what the one who calls set_epoch counts
+
+    @abstractmethod
+    def _take(self, indices: Tensor, epoch: int, index: int) -> T:
+        """Return a batch.
+
+        Args:
+            indices: The examples it holds.
+            epoch: Number of epochs before it.
+            index: Number of batches before it in the epoch.
+        """
+
+    @property
+    def sampler(self) -> IndexedBatches[T]:
+        """The loader itself, where Lightning looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next iteration is.
+
+        A loader that has just been given a state knows better: when training was stopped by `max_steps`, Lightning
+        counts the epoch as done, yet continues it at the batch where it stopped; and from a checkpoint of the end of an
+        epoch it counts one epoch too many if `max_steps` is set. Counts are aligned then.
+
+        Args:
+            epoch: Number of epochs before it.
+        """
+        if self._resuming:
+            self._shift = self.epoch - epoch
+        elif epoch + self._shift != self.epoch:
+            self.epoch = epoch + self._shift
+            self._next = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands: the same on all ranks, plain numbers only."""
+        return {"epoch": self.epoch, "next": self._next, **self._order()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Start the next iteration where the loader that gave this state would have gone on.
+
+        Args:
+            state_dict: What `state_dict` returned. A warning tells if it is from a loader with another order.
+        """
+        self._resuming = True
+        self.epoch, self._next = state_dict["epoch"], state_dict["next"]
+        if self._next >= (min(self.limit, len(self)) if isinstance(self.limit, int) else int(self.limit * len(self))):
+            self.epoch, self._next = self.epoch + 1, 0
+        changed = {
+            name: (state_dict.get(name), now) for name, now in self._order().items() if state_dict.get(name) != now
+        }
+        if changed and self._next > 0:
+            told = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
+            warnings.warn(
+                f"the rest of this epoch holds other batches than it would have without the interruption: {told}. "
+                "Some examples may come twice and some not at all until the next epoch",
+                stacklevel=2,
+            )
+
+    def __len__(self) -> int:
+        """Number of batches of this rank in an epoch, of which a resumed one yields the rest only."""
+        largest_share = -(-self.count // self.world_size)
+        return min(-(-largest_share // self.batch_size), self._share())
+
+    def __iter__(self) -> Iterator[T]:
+        # A generator: nothing happens before the first `next`. Lightning makes iterators before it loads the state and
+        # says which epoch it is.
+        start = self._next if self._resuming else 0
+        self._resuming = False
+        epoch = self.epoch
+        indices = self._indices(epoch)
+        for index in range(start, len(self)):
+            self._next = index + 1
+            yield self._take(indices[self._bound(index) : self._bound(index + 1)], epoch, index)
+        if self.epoch == epoch:
+            self.epoch, self._next = epoch + 1, 0
+
+    def _order(self) -> dict[str, Any]:
+        """What decides which examples are in which batch."""
+        return {
+            "examples": self.count,
+            "batch_size": self.batch_size,
+            "world_size": self.world_size,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+        }
+
+    def _share(self) -> int:
+        """Number of examples of this rank."""
+        count = self.count + (self.world_size - 1 if self.pad else self.world_size - 1 - self.rank)
+        return count // self.world_size
+
+    def _indices(self, epoch: int) -> Tensor:
+        """The examples of this rank in the order of this epoch."""
+        count = self.count
+        if self.shuffle:
+            order = torch.randperm(count, generator=seeded_generator(self.seed, ORDER, epoch))
+        else:
+            order = torch.arange(count)
+        # Beyond the last example (when padding) the order starts over.
+        return order[(self.rank + self.world_size * torch.arange(self._share())) % count]
+
+    def _bound(self, index: int) -> int:
+        """First example of a batch; leaves at least one to each of the batches that follow."""
+        return min(index * self.batch_size, self._share() - (len(self) - index))

@@ -1,0 +1,67 @@
+"""Batches of tensors held in memory: tabular data with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lightning_estimators.datamodules.indexed import IndexedBatches
+
+__all__ = ["Rows"]
+
+
+class Rows(IndexedBatches[tuple[Tensor, ...]]):
+    """Loads batches of the rows of one or more tensors, such as features and labels.
+
+    Order, shards and resuming: see `IndexedBatches`. Shapes: yields a tuple with `(batch, *tensor.shape[1:])` for each
+    tensor, of its dtype.
+
+    Args:
+        tensors: Of one length.
+        batch_size: Rows in a batch of this rank; the last batch may be smaller.
+        shuffle: Another order in each epoch.
+        seed: Seed of the order.
+        pad: Whether to repeat rows so that all ranks have as many.
+        rank: Which of the shards this is.
+        world_size: Into how many shards the rows are divided.
+        limit: How much of an epoch is taken before the next one begins, as Lightning's `limit_train_batches`.
+
+    Raises:
+        ValueError: If there are no rows, if the tensors differ in length, or a number is out of range.
+
+    Example:
+        >>> import torch
+        >>> [tuple(y.tolist()) for _, y in Rows([torch.zeros(5, 2), torch.arange(5)], batch_size=2)]
+        [(0, 1), (2, 3), (4,)]
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        pad: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        limit: int | float = 1.0,
+    ) -> None:
+        lengths = {len(tensor) for tensor in tensors}
+        if len(lengths) != 1:
+            raise ValueError(f"expected tensors of one length, got {[len(tensor) for tensor in tensors]}")
+        super().__init__(
+            lengths.pop(),
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            pad=pad,
+            rank=rank,
+            world_size=world_size,
+            limit=limit,
+        )
+        self.tensors = tuple(tensors)
+
+    def _take(self, indices: Tensor, epoch: int, index: int) -> tuple[Tensor, ...]:
+        return tuple(tensor[indices] for tensor in self.tensors)
