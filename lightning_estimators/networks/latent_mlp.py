@@ -1,4 +1,4 @@
-"""A perceptron that reads binary or one-hot latents."""
+"""A perceptron that reads latents."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ __all__ = ["LatentMLP"]
 
 
 class LatentMLP(MLP):
-    r"""An `MLP` on latents z in {0, 1} (or relaxed, between them), which enter as $2z - 1$.
+    r"""An `MLP` on latents z, which enter as $2z - 1$ where they are in {0, 1} (or relaxed, between them).
 
     Shapes: `(..., *event_shape) -> (..., out_features)`.
 
     Args:
-        event_shape: Shape of the latent vector: `(D,)`, or `(D, K)` for one-hot categoricals.
+        event_shape: Shape of the latent vector: `(D,)`, or `(D, K)` for one-hot categoricals and Dirichlet variables.
         hidden: Widths of the hidden layers, possibly none.
         out_features: Size of the output.
         activation: Makes the activation that follows each hidden layer.
+        signed: Whether $2z - 1$ enters in place of z.
 
     Source: first paper, 5.2 (variables in {−1, 1}).
 
@@ -42,9 +43,11 @@ class LatentMLP(MLP):
         hidden: Sequence[int],
         out_features: int,
         activation: Callable[[], nn.Module] = nn.Tanh,
+        *,
+        signed: bool = True,
     ) -> None:
         super().__init__(prod(event_shape), hidden, out_features, activation)
-        self.event_shape = tuple(event_shape)
+        self.event_shape, self.signed = tuple(event_shape), signed
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Return weight `(width, *event_shape)` and bias `(width,)` of the first layer as a map of z itself.
@@ -52,8 +55,11 @@ class LatentMLP(MLP):
         `W (2z - 1) + c` is `2W z + (c - W 1)`. Applying `rest` to it gives the output.
         """
         weight, bias = self.first.weight, self.first.bias
+        if not self.signed:
+            return weight.reshape(-1, *self.event_shape), bias
         return 2 * weight.reshape(-1, *self.event_shape), bias - weight.sum(1)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map `(..., *event_shape)` to `(..., out_features)`."""
-        return super().forward(2 * z.flatten(z.ndim - len(self.event_shape)).to(self.first.weight.dtype) - 1)
+        z = z.flatten(z.ndim - len(self.event_shape)).to(self.first.weight.dtype)
+        return super().forward(2 * z - 1 if self.signed else z)

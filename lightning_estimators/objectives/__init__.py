@@ -4,6 +4,7 @@ from lightning_estimators.objectives.base import CallableObjective, Objective, a
 from lightning_estimators.objectives.bernoulli_linear import BernoulliLinear
 from lightning_estimators.objectives.exponential import ExponentialCost
 from lightning_estimators.objectives.first_layer_linear import FirstLayerLinear
+from lightning_estimators.objectives.gaussian_linear import GaussianLinear
 from lightning_estimators.objectives.separable import Separable
 from lightning_estimators.objectives.squared import SquaredCost
 from lightning_estimators.objectives.sum import Sum
@@ -13,6 +14,7 @@ __all__ = [
     "CallableObjective",
     "ExponentialCost",
     "FirstLayerLinear",
+    "GaussianLinear",
     "Objective",
     "Separable",
     "SquaredCost",

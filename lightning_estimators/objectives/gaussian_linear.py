@@ -1,0 +1,122 @@
+"""Gaussian likelihood with means that are linear in z: the cost of a linear decoder, or of linear regression."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_estimators.objectives.base import Objective, check_order
+from lightning_estimators.objectives.coordinates import Coordinates
+from lightning_estimators.objectives.linear import check_linear, linear
+
+__all__ = ["GaussianLinear"]
+
+
+class GaussianLinear(Objective):
+    r"""$f(z) = -\log p(x \mid z) = \sum_p \frac{(a_p - x_p)^2}{2 s^2} + \log s + \frac12 \log 2\pi$, $a = W z + c$.
+
+    z is flattened over its event. Quadratic in every coordinate: a move of coordinate j by δ adds
+    $w = \delta W_{\cdot j}$ to the means (for vector coordinates, w is W times the move of the vector) and changes the
+    cost by $\langle a - x, w \rangle / s^2 + \lVert w \rVert^2 / 2s^2$; derivatives above the second vanish, which ends
+    the series of generalized stochastic backpropagation.
+
+    Cost: everything is two matrix products, or D for vector coordinates.
+
+    Args:
+        weight: W, shape `(P, D)`, D the number of entries of the event, categories included; also `(P,) + event_shape`.
+        bias: c, shape `(P,)`, or None.
+        target: x, broadcastable to `lead + (P,)`.
+        scale: s, the standard deviation of every output.
+        event_dim: How many of the last axes of z are the event, categories included.
+
+    Raises:
+        ValueError: The shapes of weight, bias and target do not fit each other, or the scale is not positive.
+
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, corollary 3.1, for h a square.
+
+    Example:
+        >>> import torch
+        >>> f = GaussianLinear(torch.tensor([[1.0, -2.0]]), torch.zeros(1), target=torch.ones(1))
+        >>> z = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+        >>> f(z)
+        tensor([0.9189, 1.4189])
+        >>> f.coordinate_change(z, 1 - z)
+        tensor([[ 0.5000,  2.0000],
+                [-0.5000,  4.0000]])
+    """
+
+    degree = 2
+    closed_derivatives = True
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float = 1.0, event_dim: int = 1
+    ) -> None:
+        check_linear(type(self).__name__, weight, bias)
+        if target.ndim < 1 or target.shape[-1] != len(weight):
+            raise ValueError(
+                f"GaussianLinear expected a target of shape (..., {len(weight)}), one entry per row of weight "
+                f"{tuple(weight.shape)}, got {tuple(target.shape)}. Flatten images before they become targets."
+            )
+        if not scale > 0:
+            raise ValueError(f"GaussianLinear expected a positive scale, got {scale!r}.")
+        self.weight, self.bias, self.target = weight.reshape(len(weight), -1), bias, target
+        self.scale, self.event_dim = scale, event_dim
+
+    def value(self, z: Tensor) -> Tensor:
+        """Return -log p(x | z), attached to W and c."""
+        means = linear(z, self.weight, self.bias, self.event_dim)
+        squares = ((means - self.target.to(means.dtype)) / self.scale).square().sum(-1)
+        return squares / 2 + len(self.weight) * (math.log(self.scale) + math.log(2 * math.pi) / 2)
+
+    def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
+        """Return the changes (shapes as in `Objective.coordinate_change`)."""
+        at = Coordinates.of(z, z_new, self.event_dim)
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            slope, weight = self._slope(at)
+            delta = (at.z_new - at.z).to(slope.dtype)
+            # Half of the curvature along the move, on top of the slope.
+            change = (delta * (slope + self._bend(delta, weight) / 2)).sum(-1)
+        return at.unflatten(change)
+
+    def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
+        r"""Return the slope, the curvature $\sum_p W_{pj}^2 / s^2$, 0, ..."""
+        check_order(order)
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            slope, weight = self._slope(Coordinates.of(z, z, self.event_dim))
+            if order == 1:
+                return slope.reshape(z.shape)
+            curvature = weight.square().sum(0) / self.scale**2 if order == 2 else slope.new_zeros(())
+            return curvature.expand(len(slope), slope[0].numel()).reshape(z.shape)
+
+    def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
+        """Return the slope at z plus the curvature along the move (shapes as in `Objective.coordinate_slope`)."""
+        at = Coordinates.of(z, z_new, self.event_dim)
+        along = at.directions(direction)
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            slope, weight = self._slope(at)
+            delta = (at.z_new - at.z).to(slope.dtype)
+            out = ((slope + self._bend(delta, weight)) * along.to(slope.dtype)).sum(-1)
+        return at.unflatten(out)
+
+    def is_differentiable(self, z: Tensor) -> bool:
+        """It is."""
+        return True
+
+    def _slope(self, at: Coordinates) -> tuple[Tensor, Tensor]:
+        """Return the gradient at z, shape `(L, J, K)`, and W, both in float32 or better."""
+        points, coordinates, entries = at.z.shape
+        dtype = torch.promote_types(torch.promote_types(self.weight.dtype, at.z.dtype), torch.float32)
+        weight = self.weight.to(dtype)
+        z = at.z.to(dtype).reshape(*at.lead, coordinates * entries)
+        means = linear(z, weight, None if self.bias is None else self.bias.to(dtype), 1)
+        residuals = (means - self.target.to(dtype)).reshape(points, -1) / self.scale**2
+        return (residuals @ weight).reshape(at.z.shape), weight
+
+    def _bend(self, delta: Tensor, weight: Tensor) -> Tensor:
+        """Return how the gradient in each coordinate changes as that coordinate moves, shape of delta."""
+        _, _, coordinates, entries = delta.shape
+        columns = weight.reshape(-1, coordinates, entries) / self.scale
+        gram = torch.einsum("pja,pjb->jab", columns, columns)  # of each coordinate's own entries
+        return torch.einsum("sljb,jab->slja", delta, gram)
