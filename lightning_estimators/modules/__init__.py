@@ -1,7 +1,9 @@
 """LightningModules: the training step for any estimator, and the models built on it."""
 
 from lightning_estimators.modules.base import EstimatorModule
+from lightning_estimators.modules.continuous import ContinuousLatentModel
 from lightning_estimators.modules.discrete import DiscreteLatentModel
+from lightning_estimators.modules.regression import BayesianLogisticRegression
 from lightning_estimators.modules.toy import ToyModel
 
-__all__ = ["DiscreteLatentModel", "EstimatorModule", "ToyModel"]
+__all__ = ["BayesianLogisticRegression", "ContinuousLatentModel", "DiscreteLatentModel", "EstimatorModule", "ToyModel"]
