@@ -91,8 +91,10 @@ class StochasticBackprop(GradientEstimator):
             raise ValueError(
                 f'form="series" needs an order and form="jump" takes none; got form={form!r}, order={order!r}.'
             )
-        if order is not None and order < 1:
-            raise ValueError(f"order must be at least 1, got {order!r}.")
+        if order is not None and (isinstance(order, bool) or not isinstance(order, int) or order < 1):
+            raise ValueError(f"order must be an integer of at least 1, got {order!r}.")
+        if f_gradient not in (None, True, False):
+            raise ValueError(f"f_gradient must be True, False or None (f decides), got {f_gradient!r}.")
         if form == "series" and f_gradient is False:
             raise ValueError('form="series" differentiates f; for a black box use form="jump", f_gradient=False.')
         self.form, self.order, self.f_gradient = form, order, f_gradient
@@ -108,9 +110,11 @@ class StochasticBackprop(GradientEstimator):
 
     def check(self, q: Distribution) -> None:
         """Refuse families without a rule of the kind asked for."""
-        if self.is_pathwise(q) or is_discrete(q):
+        if self.is_pathwise(q):
             return
-        if self.form == "series":
+        if is_discrete(q):
+            rule_for(q, f_gradient=self.f_gradient is True)
+        elif self.form == "series":
             if not isinstance(base_distribution(q), Beta | Dirichlet):  # normalised gammas
                 cumulant_for(q)
         elif self.f_gradient is not None:
@@ -135,11 +139,11 @@ class StochasticBackprop(GradientEstimator):
             return Estimate(value, rule_for(q, f_gradient=False)(q, z, f))
         if has_cumulant(q):
             if f.degree is not None:
-                return Estimate(value, series_rule(q, z, f, f.degree))
+                return Estimate(value, series_rule(q, z, f, max(f.degree, 1)))
             if (gradients := exponential_rule(q, z, f)) is not None:
                 return Estimate(value, gradients)
         if self.order is not None:
-            self._check_order(q, f)
+            self._check_series(q, z, f)
             return Estimate(value, series_rule(q, z, f, self.order))
         return Estimate(value, rule_for(q, f_gradient=self._differentiates(q, z, f))(q, z, f))
 
@@ -160,7 +164,12 @@ class StochasticBackprop(GradientEstimator):
             )
         return False
 
-    def _check_order(self, q: Distribution, f: Objective) -> None:
+    def _check_series(self, q: Distribution, z: Tensor, f: Objective) -> None:
+        if not f.is_differentiable(z):
+            raise ValueError(
+                'StochasticBackprop(form="series") differentiates f, but f(z) has no gradient in z. '
+                'Use form="jump", which takes f as a black box where the family allows, or REINFORCE.'
+            )
         size = math.prod(q.event_shape)
         if self.order is not None and not f.closed_derivatives and size * 3**self.order > MAX_SERIES_COST:
             raise ValueError(

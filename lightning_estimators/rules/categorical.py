@@ -22,6 +22,8 @@ def categorical_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
 
     Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 17.
     """
+    if z.shape[-1] == 1:  # a single category has no alternative
+        return {"logits": torch.zeros_like(z)}
     # Alternative a of every variable is the class a places further on, so none of them is the sampled one.
     alternatives = torch.stack([z.roll(a, -1) for a in range(1, z.shape[-1])])
     changes = f.coordinate_change(z, alternatives)

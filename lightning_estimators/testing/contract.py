@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategorical
 
 from lightning_estimators.testing.statistics import Report, require
-from lightning_estimators.testing.subject import Cost, Factory, Subject, build, families, layouts, one_layer
+from lightning_estimators.testing.subject import Cost, Factory, Subject, accepts, build, families, layouts, one_layer
 
 __all__ = ["check_copies", "check_cost", "check_refusals", "check_saturated", "check_shapes"]
 
@@ -75,10 +75,10 @@ def check_refusals(factory: Factory, report: Report) -> None:
     logits = torch.zeros(4, 2, 3, requires_grad=True)
     others = [Bernoulli(logits=logits), OneHotCategorical(logits=logits), Normal(logits, torch.ones(4, 2, 3))]
     for other in others:
-        if not isinstance(other, factory().families):
-            name, what = type(other).__name__, "a family that is not declared, given to"
-            _refuses(TypeError, partial(factory().check, other), check, name, f"{what} check")
-            _refuses(TypeError, partial(factory(), other, lambda z: z), check, name, f"{what} a call")
+        name, declared = type(other).__name__, isinstance(other, factory().families)
+        require(declared or not accepts(factory, other), check, name, "check(q) accepts a family that is not declared")
+        if not accepts(factory, other):
+            _refuses(TypeError, partial(factory(), other, lambda z: z.sum(-1)), check, name, "a call, as check(q) does")
     for family in families(factory):
         q = one_layer(family, logits)  # one backward at most, so that it can be used twice
         subject = build(factory, q)

@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Distribution, Independent, OneHotCate
 
 from lightning_estimators.estimators import GradientEstimator
 
-__all__ = ["CONTEXT", "Cost", "Factory", "Subject", "build", "families", "layouts", "one_layer"]
+__all__ = ["CONTEXT", "Cost", "Factory", "Subject", "accepts", "build", "families", "layouts", "one_layer"]
 
 Factory = Callable[[], GradientEstimator]
 """Takes no argument; returns a new estimator at every call."""
@@ -59,18 +59,28 @@ def build(factory: Factory, q: Distribution, seed: int = 0) -> Subject:
 
 
 def families(factory: Factory) -> list[type[Distribution]]:
-    """Return the families of the suite that the estimator declares.
+    """Return the families of the suite that the estimator declares and does not refuse.
 
     Raises:
         ValueError: There is none.
     """
     declared = factory().families
-    found = [family for family in FAMILIES if issubclass(family, declared)]
+    found = [f for f in FAMILIES if issubclass(f, declared) and accepts(factory, one_layer(f, torch.zeros(2, 2, 2)))]
     if not found:
         raise ValueError(
-            f"the suite has problems for Bernoulli and OneHotCategorical; the estimator declares {declared}."
+            "the suite has problems for Bernoulli and OneHotCategorical, of which the estimator takes none: "
+            f"it declares {declared}."
         )
     return found
+
+
+def accepts(factory: Factory, q: Distribution) -> bool:
+    """Whether `check` lets q pass."""
+    try:
+        factory().check(q)
+    except TypeError:
+        return False
+    return True
 
 
 def one_layer(family: type[Distribution], logits: Tensor) -> Distribution:

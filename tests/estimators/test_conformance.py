@@ -3,11 +3,13 @@
 import inspect
 
 import pytest
+from rules.test_unbiased import ESTIMATORS as CONTINUOUS_CASES
 from torch.distributions import Bernoulli
 
 from lightning_estimators import baselines, estimators
 from lightning_estimators.estimators import REINFORCE
 from lightning_estimators.testing import CHECKS, COMPARISONS, Problem, Report, nested_moments
+from lightning_estimators.testing.subject import families
 
 from .cases import CASES
 
@@ -36,8 +38,14 @@ def is_abstract(c):
 
 
 def test_every_public_estimator_has_a_case():
-    missing = concrete_classes(estimators) - {type(factory()).__name__ for factory in CASES.values()}
+    """Those for continuous families only have theirs where quadrature is the oracle."""
+    discrete = {type(factory()).__name__ for factory in CASES.values()}
+    continuous = {type(factory()).__name__ for factory in CONTINUOUS_CASES.values()}
+    missing = concrete_classes(estimators) - discrete - continuous
     assert not missing, f"add a case to tests/estimators/cases.py for {sorted(missing)}"
+    for name in continuous - discrete:
+        with pytest.raises(ValueError, match="of which the estimator takes none"):
+            families(getattr(estimators, name))
 
 
 def test_every_public_baseline_has_a_case():

@@ -1,0 +1,165 @@
+"""What is subtracted from the cost: from the past, the context, or other samples, and never from the cost itself."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Bernoulli, Independent
+
+from lightning_estimators.baselines import Baseline, LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline
+from lightning_estimators.estimators import REBAR, REINFORCE
+from lightning_estimators.noise import CommonNoise
+from lightning_estimators.testing import Problem
+
+CONTEXT = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+
+
+def linear():
+    return nn.Linear(2, 1)
+
+
+FACTORIES = {
+    "none": NoBaseline,
+    "moving": MovingAverage,
+    "learned": lambda: LearnedBaseline(linear()),
+    "leave_one_out": LeaveOneOut,
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_the_signal_follows_its_own_cost_one_to_one(name):
+    """Its derivative in the cost of the same sample is 1, in that of other batch elements 0: so no mean is changed."""
+    torch.manual_seed(0)
+    baseline, cost = FACTORIES[name](), torch.randn(3, 4)
+    for _ in range(2):
+        baseline(torch.randn(3, 4), CONTEXT)  # there is a past
+    state = {k: v.clone() for k, v in baseline.state_dict().items()}
+    signal, _ = baseline(cost, CONTEXT)
+    baseline.load_state_dict(state)
+    step = torch.zeros(3, 4)
+    step[1, 2] = 0.5
+    moved, _ = baseline(cost + step, CONTEXT)
+    change = moved - signal
+    assert change[1, 2] == pytest.approx(0.5, abs=1e-6)
+    assert not signal.requires_grad
+    change[:, 2] = 0  # other samples of the same element may be used
+    assert change.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_eval_mode_freezes_running_statistics(name):
+    baseline = FACTORIES[name]()
+    baseline(torch.randn(3, 4), CONTEXT)
+    before = {k: v.clone() for k, v in baseline.state_dict().items()}
+    baseline.eval()
+    baseline(torch.randn(3, 4) + 100, CONTEXT)
+    assert all(torch.equal(v, before[k]) for k, v in baseline.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["moving", "learned"])
+def test_running_statistics_are_in_the_state(name):
+    baseline, again = FACTORIES[name](), FACTORIES[name]()
+    for _ in range(3):
+        baseline(torch.randn(3, 4) + 5, CONTEXT)
+    again.load_state_dict(baseline.state_dict())
+    cost = torch.randn(3, 4)
+    assert torch.equal(baseline(cost, CONTEXT)[0], again(cost, CONTEXT)[0])
+
+
+@pytest.mark.parametrize("name", ["moving", "learned"])
+def test_replayed_noise_meets_the_average_from_before_it(name):
+    baseline = FACTORIES[name]()
+    baseline(torch.randn(1, 4), CONTEXT)
+    cost = torch.randn(1, 4)
+    noise = CommonNoise(cost.device)
+    first, _ = baseline(cost, CONTEXT)
+    state = {k: v.clone() for k, v in baseline.state_dict().items()}
+    with noise.replay(new_axis=1):
+        second, _ = baseline(cost, CONTEXT)
+        third, _ = baseline(torch.stack([cost, cost + 1]), CONTEXT)
+    assert torch.equal(first, second)
+    assert torch.allclose(third[1] - 1, first, atol=1e-6)
+    assert all(torch.equal(v, state[k]) for k, v in baseline.state_dict().items())
+    assert not torch.equal(baseline(cost, CONTEXT)[0], first)
+
+
+def test_a_moving_average_inside_a_control_variate_sees_costs_of_hard_samples_only():
+    """With the relaxed costs, of the same noise, it would be biased by (1 - decay) / batch."""
+    problem = Problem(Bernoulli, layers=2)
+    inner = REINFORCE(MovingAverage()).double()
+    estimates = problem.estimates([REBAR().double(), inner], 50)
+    assert inner.baseline.average == pytest.approx(estimates["value"].mean().item(), abs=1e-12)
+
+
+def test_moving_average_by_hand():
+    baseline = MovingAverage(decay=0.9)
+    costs = torch.tensor([[3.0, 5.0], [1.0, 1.0], [0.0, 4.0]])
+    average = 0.0
+    for i, cost in enumerate(costs):
+        assert torch.allclose(baseline(cost, None)[0], cost - average)
+        average = cost.mean() if i == 0 else 0.9 * average + 0.1 * cost.mean()
+    assert baseline.diagnostics()["baseline"] == pytest.approx(average.item())
+
+
+def test_leave_one_out_by_hand():
+    cost = torch.randn(4, 5)
+    signal, loss = LeaveOneOut()(cost, None)
+    for s in range(4):
+        others = torch.cat([cost[:s], cost[s + 1 :]]).mean(0)
+        assert torch.allclose(signal[s], cost[s] - others, atol=1e-6)
+    assert loss is None
+
+
+def test_no_baseline_is_the_cost():
+    cost = torch.randn(2, 3)
+    assert torch.equal(NoBaseline()(cost, None)[0], cost)
+
+
+def test_normalization_divides_by_the_deviation_but_never_multiplies():
+    large, small = LearnedBaseline(linear(), normalize=True), LearnedBaseline(linear(), normalize=True)
+    plain = LearnedBaseline(linear())
+    assert plain.unbiased
+    assert not large.unbiased
+    for _ in range(50):
+        large(100 * torch.randn(1, 4), CONTEXT)
+        small(1e-3 * torch.randn(1, 4), CONTEXT)
+    cost = torch.randn(1, 4)
+    ratio = large(cost, CONTEXT)[0].std() / cost.std()
+    assert ratio < 0.1
+    network = small.network(CONTEXT).squeeze(-1) + small.average
+    assert torch.allclose(small(cost, CONTEXT)[0], (cost - network).detach(), atol=1e-5)
+
+
+def test_the_learned_baseline_is_sized_by_the_context():
+    baseline = LearnedBaseline()
+    baseline.prepare(torch.zeros(7, 5))
+    assert next(baseline.parameters()).shape == (100, 5)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("baseline", [MovingAverage, LearnedBaseline])
+def test_decays_outside_the_range_are_refused(baseline, decay):
+    with pytest.raises(ValueError, match=r"decay in \[0, 1\)"):
+        baseline(decay=decay)
+
+
+def test_a_missing_context_is_refused_when_prepared_and_when_called():
+    q = Independent(Bernoulli(logits=torch.zeros(4, 3)), 1)
+    estimator = REINFORCE(LearnedBaseline())
+    for call in (lambda: estimator.prepare(q), lambda: estimator(q, lambda b: b.sum(-1))):
+        with pytest.raises(ValueError, match=r"predicts the cost from the context, got none.*MovingAverage"):
+            call()
+
+
+def test_networks_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"must map \(\.\.\., features\) to \(\.\.\., 1\)"):
+        LearnedBaseline(nn.Linear(2, 3))(torch.zeros(1, 4), CONTEXT)
+
+
+def test_a_context_per_sample_of_an_outer_estimator_is_allowed():
+    signal, _ = LearnedBaseline(linear())(torch.zeros(3, 5, 4), torch.randn(5, 4, 2))
+    assert signal.shape == (3, 5, 4)
+
+
+def test_baselines_are_abstract():
+    with pytest.raises(TypeError, match="abstract"):
+        Baseline()
