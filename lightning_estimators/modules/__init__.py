@@ -3,7 +3,15 @@
 from lightning_estimators.modules.base import EstimatorModule
 from lightning_estimators.modules.continuous import ContinuousLatentModel
 from lightning_estimators.modules.discrete import DiscreteLatentModel
+from lightning_estimators.modules.gamma_toy import GammaToyModel
 from lightning_estimators.modules.regression import BayesianLogisticRegression
 from lightning_estimators.modules.toy import ToyModel
 
-__all__ = ["BayesianLogisticRegression", "ContinuousLatentModel", "DiscreteLatentModel", "EstimatorModule", "ToyModel"]
+__all__ = [
+    "BayesianLogisticRegression",
+    "ContinuousLatentModel",
+    "DiscreteLatentModel",
+    "EstimatorModule",
+    "GammaToyModel",
+    "ToyModel",
+]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -14,12 +13,10 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent
 
 from lightning_estimators.estimators import GradientEstimator
-from lightning_estimators.modules.base import EstimatorModule
+from lightning_estimators.modules.exact import ExactProblem
 from lightning_estimators.objectives import Objective, Separable
 
 __all__ = ["HasControlVariate", "ToyModel"]
-
-_DRAWS = 2**20  # noise stream of the logged statistics, far from those of callbacks
 
 
 @runtime_checkable
@@ -31,7 +28,7 @@ class HasControlVariate(Protocol):
         ...
 
 
-class ToyModel(EstimatorModule):
+class ToyModel(ExactProblem):
     r"""Minimises $E\big[\frac1D \sum_d (b_d - t)^2\big]$ over the logits of D independent Bernoulli variables.
 
     The logits start at 0, and each variable has its own; with the mean over variables the loss has the same scale for
@@ -125,12 +122,16 @@ class ToyModel(EstimatorModule):
         self.target, self.num_draws, self.figure_every_n_epochs = target, num_draws, figure_every_n_epochs
         self.logits = nn.Parameter(torch.zeros(num_latents))
         self.estimator = estimator
-        self.estimator.prepare(self._q(self.logits.detach().expand(1, -1)))
+        self.estimator.prepare(self.q(self.logits.detach().expand(1, -1)))
 
-    def loss(self, batch: Tensor) -> Tensor:
-        """Return one estimate of the loss per row of the batch, whose content does not matter."""
-        estimate: Tensor = self.estimator(self._q(self.logits.expand(len(batch), -1)), self.cost())
-        return estimate
+    def free_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Return the logits."""
+        return (self.logits,)
+
+    def q(self, *parameters: Tensor) -> Distribution:
+        """Return Bernoulli variables of these logits."""
+        (logits,) = parameters
+        return Independent(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
 
     def cost(self) -> Objective:
         """Return f(b), the mean over variables of (b - t)²."""
@@ -146,53 +147,9 @@ class ToyModel(EstimatorModule):
         p = self._probabilities()
         return p * (1 - p) * (1 - 2 * self.target) / len(p)
 
-    def sample_gradients(self, num_draws: int) -> Tensor:
-        """Return independent estimates of the gradient in the logits, shape `(num_draws, num_latents)`.
-
-        Noise comes from torch's generator. Nothing else of training changes: a copy of the estimator is used, in
-        evaluation mode.
-        """
-        estimator = self._copy_of_estimator()
-        logits = self.logits.detach().expand(num_draws, -1).clone().requires_grad_()
-        with torch.enable_grad():
-            loss = estimator(self._q(logits), self.cost())
-            (gradients,) = torch.autograd.grad(loss.sum(), logits)
-        return gradients
-
-    def gradient_statistics(self) -> dict[str, Tensor]:
-        """Return the logged figures about the gradient, by the name they are logged under after `toy/`."""
-        exact, draws = self.exact_gradient(), self.sample_gradients(self.num_draws)
-        variance, bias = draws.var(0), draws.mean(0) - exact
-        tiny = torch.finfo(draws.dtype).tiny
-        error = (variance / len(draws)).sqrt()
-        cosine = torch.nn.functional.cosine_similarity(draws, exact.expand_as(draws), dim=-1, eps=tiny)
-        return {
-            "gradient": exact.mean(),
-            "log_variance": variance.mean().clamp_min(tiny).log(),
-            "bias": bias.mean(),
-            # An exact estimator has no error but rounding.
-            "bias_z": (bias / error.clamp_min(torch.finfo(draws.dtype).eps * exact.abs())).square().mean().sqrt(),
-            "angle": torch.rad2deg(torch.acos(cosine.clamp(-1, 1))).mean(),
-        }
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Log what the coming step starts from."""
-        super().on_train_batch_start(batch, batch_idx)
-        # Lightning's own condition, which it checks again when it hands what was logged to the loggers.
-        if not (self.trainer._logger_connector.should_update_logs or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
-            return
-        with isolate_rng(include_cuda=self.device.type == "cuda"):
-            self.seed_noise(_DRAWS, batch_idx)
-            figures = {"loss": self.exact_loss(), "theta": self._probabilities().mean(), **self.gradient_statistics()}
-        self.log_dict({f"toy/{name}": figure for name, figure in figures.items()}, on_step=True, on_epoch=False)
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Log `val/loss`."""
-        self.log("val/loss", self.exact_loss(), prog_bar=True, batch_size=len(batch))
-
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Log `test/loss`."""
-        self.log("test/loss", self.exact_loss(), batch_size=len(batch))
+    def figures(self) -> dict[str, Tensor]:
+        """Return all logged figures by the name they are logged under after `toy/`."""
+        return {"theta": self._probabilities().mean(), **super().figures()}
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the probabilities θ, one row per row of the batch, `(B, num_latents)`."""
@@ -217,7 +174,7 @@ class ToyModel(EstimatorModule):
             return None
         u = (torch.arange(points, device=self.device, dtype=self.logits.dtype) + 0.5) / points
         z = self.logits.detach() + torch.logit(u).unsqueeze(-1)
-        q = self._q(self.logits.detach().expand(points, -1))
+        q = self.q(self.logits.detach().expand(points, -1))
         with isolate_rng(include_cuda=self.device.type == "cuda"), torch.no_grad():
             relaxed = estimator.control_variate(q, z, self.cost(), None)
         return u, relaxed, self.cost()((z > 0).to(z.dtype))
@@ -235,13 +192,6 @@ class ToyModel(EstimatorModule):
         axes.set(xlabel="noise u", ylabel="cost", title=f"θ = {float(self._probabilities().mean()):.4f}")
         axes.legend()
         return figure
-
-    def _copy_of_estimator(self) -> GradientEstimator:
-        return copy.deepcopy(self.estimator).eval().requires_grad_(requires_grad=False)
-
-    @staticmethod
-    def _q(logits: Tensor) -> Distribution:
-        return Independent(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
 
     def _probabilities(self) -> Tensor:
         return torch.sigmoid(self.logits.detach())

@@ -1,0 +1,129 @@
+"""Problems of which loss and gradient are known, so that an estimate can be judged while it trains."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from lightning_estimators.estimators import GradientEstimator
+from lightning_estimators.modules.base import EstimatorModule
+from lightning_estimators.objectives import Objective
+
+__all__ = ["ExactProblem"]
+
+_DRAWS = 2**20  # noise stream of the logged statistics, far from those of callbacks
+
+
+class ExactProblem(EstimatorModule, ABC):
+    """Minimises E[f(z)] over the parameters of q, and logs beside every estimate what it should have been.
+
+    Of the batch only the length matters: it is the number of estimates that a step averages (`datamodules.Toy`).
+
+    Logged besides what `EstimatorModule` logs: `val/loss` and `test/loss`, the exact expectation; and, every
+    `Trainer(log_every_n_steps)` batches, at the parameters the step starts from (the last four figures from `num_draws`
+    fresh estimates, which leave training as it is):
+
+    - `toy/loss`: the exact expectation.
+    - `toy/gradient`: exact derivative of the loss in a parameter, mean over parameters.
+    - `toy/log_variance`: natural logarithm of the sample variance of one estimate of the gradient (one example, one
+      parameter), averaged over parameters; for an exact estimator that of the smallest positive number, -87.
+    - `toy/bias`: mean estimate minus exact derivative, averaged over parameters.
+    - `toy/bias_z`: root mean square over parameters of the bias in units of its standard error: about 1 if unbiased.
+    - `toy/angle`: mean angle between one estimate and the exact gradient in degrees.
+
+    Implementing one:
+
+    1. In `__init__`, after `super().__init__(...)`, set `num_draws` and `estimator`, build the parameters, and prepare
+       the estimator.
+    2. Implement the abstract methods; extend `figures` to log more.
+    """
+
+    estimator: GradientEstimator
+    num_draws: int
+
+    @abstractmethod
+    def free_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Return what is learned, in the order of `q`'s arguments; entries of shape `(num_latents,)`."""
+
+    @abstractmethod
+    def q(self, *parameters: Tensor) -> Distribution:
+        """Return the distribution of z given its parameters, each of shape `batch_shape + (num_latents,)`."""
+
+    @abstractmethod
+    def cost(self) -> Objective:
+        """Return f."""
+
+    @abstractmethod
+    def exact_loss(self) -> Tensor:
+        """Return the expectation, a scalar without gradient."""
+
+    @abstractmethod
+    def exact_gradient(self) -> Tensor:
+        """Return the derivative of the expectation in the parameters, one after the other, without gradient."""
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Return one estimate of the loss per row of the batch, whose content does not matter."""
+        rows = (parameter.expand(len(batch), -1) for parameter in self.free_parameters())
+        estimate: Tensor = self.estimator(self.q(*rows), self.cost())
+        return estimate
+
+    def sample_gradients(self, num_draws: int) -> Tensor:
+        """Return independent estimates of the gradient, `(num_draws,)` + the shape of `exact_gradient()`.
+
+        Noise comes from torch's generator. Nothing else of training changes: a copy of the estimator is used, in
+        evaluation mode.
+        """
+        estimator = self._copy_of_estimator()
+        rows = [p.detach().expand(num_draws, -1).clone().requires_grad_() for p in self.free_parameters()]
+        with torch.enable_grad():
+            loss = estimator(self.q(*rows), self.cost())
+            return torch.cat(torch.autograd.grad(loss.sum(), rows), -1)
+
+    def gradient_statistics(self) -> dict[str, Tensor]:
+        """Return the logged figures about the gradient, by the name they are logged under after `toy/`."""
+        exact, draws = self.exact_gradient(), self.sample_gradients(self.num_draws)
+        variance, bias = draws.var(0), draws.mean(0) - exact
+        tiny = torch.finfo(draws.dtype).tiny
+        error = (variance / len(draws)).sqrt()
+        cosine = torch.nn.functional.cosine_similarity(draws, exact.expand_as(draws), dim=-1, eps=tiny)
+        # An exact estimator has no error but rounding.
+        rounding = (torch.finfo(draws.dtype).eps * exact.abs()).clamp_min(tiny)
+        return {
+            "gradient": exact.mean(),
+            "log_variance": variance.mean().clamp_min(tiny).log(),
+            "bias": bias.mean(),
+            "bias_z": (bias / torch.maximum(error, rounding)).square().mean().sqrt(),
+            "angle": torch.rad2deg(torch.acos(cosine.clamp(-1, 1))).mean(),
+        }
+
+    def figures(self) -> dict[str, Tensor]:
+        """Return all logged figures by the name they are logged under after `toy/`."""
+        return {"loss": self.exact_loss(), **self.gradient_statistics()}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Log what the coming step starts from."""
+        super().on_train_batch_start(batch, batch_idx)
+        # Lightning's own condition, which it checks again when it hands what was logged to the loggers.
+        if not (self.trainer._logger_connector.should_update_logs or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
+            return
+        with isolate_rng(include_cuda=self.device.type == "cuda"):
+            self.seed_noise(_DRAWS, batch_idx)
+            figures = self.figures()
+        self.log_dict({f"toy/{name}": figure for name, figure in figures.items()}, on_step=True, on_epoch=False)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log `val/loss`."""
+        self.log("val/loss", self.exact_loss(), prog_bar=True, batch_size=len(batch))
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log `test/loss`."""
+        self.log("test/loss", self.exact_loss(), batch_size=len(batch))
+
+    def _copy_of_estimator(self) -> GradientEstimator:
+        return copy.deepcopy(self.estimator).eval().requires_grad_(requires_grad=False)
