@@ -7,11 +7,20 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, OneHotCategorical, constraints
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Dirichlet,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    OneHotCategorical,
+    constraints,
+)
 
 from lightning_estimators.noise import uniform
 
-__all__ = ["Delta", "base_distribution", "distribution_parameters", "rebuild", "sample"]
+__all__ = ["Delta", "base_distribution", "distribution_parameters", "log_gamma_sample", "rebuild", "sample"]
 
 
 def base_distribution(q: Distribution) -> Distribution:
@@ -62,7 +71,8 @@ def sample(q: Distribution) -> Tensor:
     """Draw one sample, shape `batch_shape + event_shape`, without gradient.
 
     Bernoulli and one-hot categorical samples invert the distribution function, so that noise shared by
-    `noise.CommonNoise` gives equal samples wherever parameters are equal.
+    `noise.CommonNoise` gives equal samples wherever parameters are equal. Beta and Dirichlet samples are right however
+    small the concentrations.
     """
     base = base_distribution(q)
     with torch.no_grad():
@@ -76,7 +86,31 @@ def sample(q: Distribution) -> Tensor:
             # The last category takes what rounding leaves, so the index cannot run out of range.
             index = (u >= probs.cumsum(-1)[..., :-1]).sum(-1, keepdim=True)
             return torch.zeros_like(probs).scatter_(-1, index, 1.0)
+        if isinstance(base, Dirichlet):
+            # Not torch's: where every gamma underflows (shapes near 0) it answers the centre, not a corner.
+            return _log_gammas(q, base.concentration).softmax(-1).clamp_min(torch.finfo(base.concentration.dtype).tiny)
+        if isinstance(base, Beta):
+            difference = _log_gammas(q, base.concentration1) - _log_gammas(q, base.concentration0)
+            limits = torch.finfo(difference.dtype)
+            return difference.sigmoid().clamp(limits.tiny, 1 - limits.eps / 2)  # where log_prob is finite
         return q.sample()
+
+
+def log_gamma_sample(shape: Tensor, u: Tensor) -> Tensor:
+    """Draw log g, g ~ Γ(shape, 1), which stays finite where g underflows: Γ(a) = Γ(a + 1) U^(1/a).
+
+    Args:
+        shape: a.
+        u: U(0, 1) noise.
+    """
+    return torch._standard_gamma(shape + 1).log() + u.log() / shape
+
+
+def _log_gammas(q: Distribution, shape: Tensor) -> Tensor:
+    lead = len(q.batch_shape)
+    return log_gamma_sample(
+        shape, uniform(shape.shape[:lead], shape.shape[lead:], dtype=shape.dtype, device=shape.device)
+    )
 
 
 class Delta(Distribution):

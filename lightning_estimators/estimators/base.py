@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 from lightning_estimators.configurable import Configurable
 from lightning_estimators.distributions import base_distribution, distribution_parameters, rebuild, sample
 from lightning_estimators.objectives import Objective, as_objective
+from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
 
 __all__ = ["Estimate", "GradientEstimator"]
 
@@ -117,10 +118,17 @@ class GradientEstimator(Configurable, nn.Module, ABC):
 
         Raises:
             TypeError: q is not of a supported family.
-            ValueError: q is too large, f returns another shape, or needs no gradient where one is needed.
+            ValueError: q is too large, f returns another shape, or needs no gradient where one is needed; or this is
+                called inside a cost of which a second derivative is taken (`is_twice_differentiable`).
         """
         self.check(q)
         pathwise = self.is_pathwise(q)
+        if is_differentiated_twice() and not self.is_twice_differentiable(q):
+            raise NotTwiceDifferentiableError(
+                f"{type(self).__name__} inside a cost that is to be differentiated twice or more: its gradient is an "
+                "estimate, which cannot be differentiated again. Around it use an estimator that takes one derivative "
+                'or none: Pathwise, REINFORCE, or StochasticBackprop(form="jump").'
+            )
         attached = distribution_parameters(q)
         # Half precision would round probabilities and noise; f still gets the precision it was given.
         low = next((p.dtype for p in attached.values() if p.dtype in (torch.bfloat16, torch.float16)), None)
@@ -170,6 +178,13 @@ class GradientEstimator(Configurable, nn.Module, ABC):
     def is_pathwise(self, q: Distribution) -> bool:
         """Whether the gradient for this q flows through the value; the class attribute unless overridden."""
         return self.pathwise
+
+    def is_twice_differentiable(self, q: Distribution) -> bool:
+        """Whether the gradient can be differentiated again, as rules with second derivatives do around this estimator.
+
+        Gradients that are attached as numbers cannot; overridden where a pathwise gradient cannot either.
+        """
+        return self.is_pathwise(q)
 
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
         """Check q and give learned parts of unknown size their size; no randomness is left behind.

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.distributions import Beta, Distribution, Gamma, LogNormal
 from torch.nn.functional import logsigmoid
 
-from lightning_estimators.distributions import base_distribution
+from lightning_estimators.distributions import base_distribution, log_gamma_sample
 from lightning_estimators.estimators.base import Estimate, GradientEstimator
 from lightning_estimators.objectives import Objective
-from lightning_estimators.rules.dirichlet import log_gamma_sample
 
 __all__ = ["GeneralizedReparameterization"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Beta, Dirichlet, Distribution, Gamma, StudentT
 
 from lightning_estimators.distributions import base_distribution
 from lightning_estimators.estimators.base import Estimate, GradientEstimator
@@ -55,6 +55,10 @@ class Pathwise(GradientEstimator):
                 f"Pathwise needs a distribution with rsample, {type(base_distribution(q)).__name__} has none. "
                 "Use StochasticBackprop or REINFORCE."
             )
+
+    def is_twice_differentiable(self, q: Distribution) -> bool:
+        """Whether the sample is an explicit function of the parameters; implicit derivatives have no derivative."""
+        return not isinstance(base_distribution(q), Gamma | Beta | Dirichlet | StudentT)
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Return f at a sample that is attached to the parameters."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import ClassVar
 
 import torch
@@ -12,7 +14,28 @@ from torch import Tensor
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives.coordinates import Coordinates
 
-__all__ = ["CallableObjective", "Objective", "as_objective"]
+__all__ = ["CallableObjective", "NotTwiceDifferentiableError", "Objective", "as_objective", "differentiated_twice"]
+
+_twice: ContextVar[bool] = ContextVar("twice", default=False)
+
+
+class NotTwiceDifferentiableError(ValueError):
+    """f has a gradient, but one that is an estimate: a number that cannot be differentiated again."""
+
+
+@contextmanager
+def differentiated_twice() -> Iterator[None]:
+    """Tell estimators inside f that their gradients are about to be differentiated, which most must refuse."""
+    token = _twice.set(True)
+    try:
+        yield
+    finally:
+        _twice.reset(token)
+
+
+def is_differentiated_twice() -> bool:
+    """Whether f is evaluated for derivatives above the first."""
+    return _twice.get()
 
 
 class Objective(ABC):
@@ -110,7 +133,7 @@ class Objective(ABC):
             Tensor of the shape of z.
 
         Raises:
-            ValueError: `order` is less than 1.
+            ValueError: `order` is less than 1; or above 1, and an estimator inside f cannot be differentiated twice.
 
         Example:
             >>> import torch
@@ -134,7 +157,7 @@ class Objective(ABC):
                 moved = flat[:, start:stop].T.clone().requires_grad_()
                 points = flat.repeat(len(index), 1, 1)
                 points[index - start, :, index] = moved
-                with noise.replay(new_axis=len(lead)):
+                with noise.replay(new_axis=len(lead)), differentiated_twice():
                     value = self(points.reshape(len(index), *z.shape))
                 out[:, start:stop] = repeated_derivative(value, moved, order).T
         return out.reshape(z.shape)
@@ -241,6 +264,8 @@ class CallableObjective(Objective):
 
     def __init__(self, f: Callable[[Tensor], Tensor], event_dim: int = 1, dtype: torch.dtype | None = None) -> None:
         self.f, self.event_dim, self.dtype = f, event_dim, dtype
+        if isinstance(f, Objective):  # that only needed a cast
+            self.degree, self.closed_derivatives = f.degree, f.closed_derivatives
 
     def value(self, z: Tensor) -> Tensor:
         """Return f(z)."""
@@ -263,6 +288,16 @@ class CallableObjective(Objective):
         if isinstance(self.f, Objective):
             return self.f.coordinate_slope(self._cast(z), self._cast(z_new), direction)
         return super().coordinate_slope(z, z_new, direction)
+
+    def is_differentiable(self, z: Tensor) -> bool:
+        """Whether f has a gradient in z; f is asked itself if it is an objective that only needed a cast."""
+        if isinstance(self.f, Objective):
+            return self.f.is_differentiable(self._cast(z))
+        return super().is_differentiable(z)
+
+    def exponential(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return what f says of itself, if it is an objective that only needed a cast."""
+        return self.f.exponential(self._cast(z)) if isinstance(self.f, Objective) else None
 
     def _cast(self, z: Tensor) -> Tensor:
         return z if self.dtype is None else z.to(self.dtype)

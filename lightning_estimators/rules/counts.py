@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,12 +36,17 @@ def negative_binomial_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str
     log_p, log_failure = logsigmoid(logits), -softplus(logits)
     u, v, w = jump_noise(q), jump_noise(q), jump_noise(q)
     # Kemp (1981): 1 + floor(log v / log(1 - (1 - p)^u)) is logarithmic.
-    logarithmic = 1 + torch.floor(v.log() / torch.log(-torch.expm1(u * log_failure)))
+    logarithmic = 1 + torch.floor(v.log() / _log1mexp(u * log_failure))
     geometric = 1 + torch.floor(w.log() / log_p)
     return {
         "total_count": -log_failure * f.coordinate_change(z, z + logarithmic),
         "logits": total * log_p.exp() * f.coordinate_change(z, z + geometric),
     }
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """Return log(1 − eˣ) for x < 0, without rounding to 0 where eˣ is small."""
+    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-x.exp()))
 
 
 @register_cumulant(Poisson)

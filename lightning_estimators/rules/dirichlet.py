@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.distributions import Beta, Dirichlet, Distribution
 from torch.nn.functional import softplus
 
-from lightning_estimators.distributions import distribution_parameters
+from lightning_estimators.distributions import distribution_parameters, log_gamma_sample
 from lightning_estimators.noise import uniform
 from lightning_estimators.objectives import Objective
 from lightning_estimators.rules.base import register_rule
 from lightning_estimators.rules.jumps import exponential, jump_noise
 
-__all__ = ["beta_derivatives", "beta_differences", "dirichlet_derivatives", "dirichlet_differences", "log_gamma_sample"]
+__all__ = ["beta_derivatives", "beta_differences", "dirichlet_derivatives", "dirichlet_differences"]
 
 
 @register_rule(Dirichlet, f_gradient=False)
@@ -68,11 +68,6 @@ def beta_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
         "concentration1": f.coordinate_slope(z, above) * (1 - above) * weight_up,
         "concentration0": -f.coordinate_slope(z, below) * below * weight_down,
     }
-
-
-def log_gamma_sample(shape: Tensor, u: Tensor) -> Tensor:
-    """Draw log g, g ~ Γ(shape, 1), which stays finite where g underflows: Γ(a) = Γ(a + 1) U^(1/a)."""
-    return torch._standard_gamma(shape + 1).log() + u.log() / shape
 
 
 def _log_total(q: Distribution) -> Tensor:

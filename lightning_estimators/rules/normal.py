@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, Normal
 
 from lightning_estimators.distributions import distribution_parameters
+from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives import Objective
+from lightning_estimators.objectives.base import NotTwiceDifferentiableError, differentiated_twice
 from lightning_estimators.rules.base import register_cumulant, register_rule
 
 __all__ = ["multivariate_normal_derivatives", "normal_cumulant", "normal_derivatives"]
@@ -19,34 +21,54 @@ __all__ = ["multivariate_normal_derivatives", "normal_cumulant", "normal_derivat
 def normal_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
     r"""Return $\partial_\mu = f'(z)$ (Bonnet) and $\partial_\sigma = \sigma f''(z)$ (Price), coordinate by coordinate.
 
+    Where f contains another estimator, whose gradient is a number and has no derivative, Price's rule is integrated by
+    parts: $\partial_\sigma = f'(z) (z - \mu) / \sigma$, of the same mean.
+
     Source: Echraibi et al. (2020), eq. 14; Rezende, Mohamed & Wierstra (2014), eqs. 7 and 8.
     """
-    scale = distribution_parameters(q)["scale"].detach()
-    return {"loc": f.coordinate_derivative(z), "scale": scale * f.coordinate_derivative(z, 2)}
+    loc, scale = (distribution_parameters(q)[name].detach() for name in ("loc", "scale"))
+    try:
+        curvature = f.coordinate_derivative(z, 2)
+    except NotTwiceDifferentiableError:
+        gradient = f.coordinate_derivative(z)
+        return {"loc": gradient, "scale": gradient * (z - loc) / scale}
+    return {"loc": f.coordinate_derivative(z), "scale": scale * curvature}
 
 
 @register_rule(MultivariateNormal, f_gradient=True)
 def multivariate_normal_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
     r"""Return $\partial_\mu = \nabla f(z)$ and $\partial_L = \operatorname{tril}(\nabla^2 f(z) L)$, Σ = L Lᵀ.
 
-    Cost: the Hessian of f, two nested reverse passes at D copies of z.
+    Cost: the Hessian of f, two nested reverse passes at D copies of z. Around another estimator it is integrated
+    by parts as for the diagonal normal: $\partial_L = \operatorname{tril}(\nabla f(z)\, \varepsilon^\top)$,
+    $\varepsilon = L^{-1} (z - \mu)$.
 
     Source: Echraibi et al. (2020), eq. 14, with $\frac12 \operatorname{tr}(\nabla^2 f\, d\Sigma)$ written in L.
     """
-    factor = distribution_parameters(q)["scale_tril"].detach()
+    loc, factor = (distribution_parameters(q)[name].detach() for name in ("loc", "scale_tril"))
+    try:
+        gradient, hessian = _gradient_and_hessian(z, f)
+    except NotTwiceDifferentiableError:
+        gradient = f.coordinate_derivative(z)
+        noise = torch.linalg.solve_triangular(factor, (z - loc).unsqueeze(-1), upper=False)
+        return {"loc": gradient, "scale_tril": (gradient.unsqueeze(-1) * noise.mT).tril()}
+    return {"loc": gradient, "scale_tril": (hessian @ factor).tril()}
+
+
+def _gradient_and_hessian(z: Tensor, f: Objective) -> tuple[Tensor, Tensor]:
     size = z.shape[-1]
-    with torch.enable_grad():
+    noise = CommonNoise(z.device)
+    with torch.enable_grad(), differentiated_twice(), noise.replay(new_axis=z.ndim - 1):
         # Copy i of z yields row i of the Hessian.
         copies = z.detach().expand(size, *z.shape).clone().requires_grad_()
         (gradient,) = torch.autograd.grad(
             f(copies).sum(), copies, create_graph=True, allow_unused=True, materialize_grads=True
         )
         rows = gradient.diagonal(dim1=0, dim2=-1)
+        hessian = torch.zeros_like(copies)
         if rows.requires_grad:
             (hessian,) = torch.autograd.grad(rows.sum(), copies, allow_unused=True, materialize_grads=True)
-        else:
-            hessian = torch.zeros_like(copies)
-    return {"loc": gradient[0].detach(), "scale_tril": (hessian.movedim(0, -2) @ factor).tril()}
+    return gradient[0].detach(), hessian.movedim(0, -2)
 
 
 @register_cumulant(Normal)
