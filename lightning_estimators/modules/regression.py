@@ -17,7 +17,7 @@ from torchmetrics.classification import BinaryAccuracy
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.modules.base import EstimatorModule
 from lightning_estimators.modules.dataset_elbo import DatasetELBO
-from lightning_estimators.objectives import BernoulliLinear
+from lightning_estimators.objectives import BernoulliLinear, Scaled
 
 __all__ = ["BayesianLogisticRegression"]
 
@@ -32,11 +32,12 @@ class BayesianLogisticRegression(EstimatorModule):
 
     Minimises the negative ELBO of the training set of N examples, estimated from minibatches of B,
 
-    $$-\mathrm{ELBO} = \frac{N}{B} \sum_{n=1}^B E_q[-\log\sigma(y_n x_n^T w)] + D_{KL}[q(w) \| p(w)],$$
+    $$-\mathrm{ELBO} = N\, E_q\Big[\frac1B \sum_{n=1}^B -\log\sigma(y_n x_n^T w)\Big] + D_{KL}[q(w) \| p(w)],$$
 
     in nats of the whole training set. The estimator takes one expectation over one weight vector, shared by the
-    minibatch: `q.batch_shape` is `()`, and the cost is a `BernoulliLinear`, so that coordinate changes, slopes and
-    derivatives of any order are matrix products. The KL divergence is in closed form for every pair of families.
+    minibatch: `q.batch_shape` is `()`, and the cost, in brackets, is a scaled `BernoulliLinear`, so that coordinate
+    changes, slopes and derivatives of any order are matrix products. The KL divergence is in closed form for every pair
+    of families.
 
     Logged besides what `EstimatorModule` logs (`train/loss` is the negative ELBO). ELBOs are in nats of a whole data
     set, and expectations over w are averages over `eval_samples` draws of q:
@@ -186,8 +187,10 @@ class BayesianLogisticRegression(EstimatorModule):
         x, y = self._checked(batch)
         if int(self.data_size) == 0:
             raise ValueError("BayesianLogisticRegression does not know the size of the training set: give num_data.")
-        cost: Tensor = self.estimator(self.weights(), BernoulliLinear(self._design(x), None, target=(y + 1) / 2))
-        return (cost * (self.data_size / len(y)) + self.kl()).expand(len(y))
+        # The mean, so that what estimators learn of the cost holds for an incomplete batch.
+        cost = Scaled(BernoulliLinear(self._design(x), None, target=(y + 1) / 2), 1 / len(y))
+        expected: Tensor = self.estimator(self.weights(), cost)
+        return (self.data_size * expected + self.kl()).expand(len(y))
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from lightning_estimators.objectives.bernoulli_linear import BernoulliLinear
 from lightning_estimators.objectives.exponential import ExponentialCost
 from lightning_estimators.objectives.first_layer_linear import FirstLayerLinear
 from lightning_estimators.objectives.gaussian_linear import GaussianLinear
+from lightning_estimators.objectives.scaled import Scaled
 from lightning_estimators.objectives.separable import Separable
 from lightning_estimators.objectives.squared import SquaredCost
 from lightning_estimators.objectives.sum import Sum
@@ -16,6 +17,7 @@ __all__ = [
     "FirstLayerLinear",
     "GaussianLinear",
     "Objective",
+    "Scaled",
     "Separable",
     "SquaredCost",
     "Sum",
