@@ -132,7 +132,13 @@ class StochasticBackprop(GradientEstimator):
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Sample, and apply the rule at the sample."""
         if self.is_pathwise(q):
-            return Estimate(f(leaves["value"]))
+            value = f(leaves["value"])
+            if leaves["value"].requires_grad and not value.requires_grad:
+                raise ValueError(
+                    "the rule of Delta is backpropagation, but f(z) has no gradient in z. Give f one, or q a family "
+                    "with randomness to learn from."
+                )
+            return Estimate(value)
         z = sample(q)
         value = f(z)
         if is_discrete(q):
@@ -161,6 +167,11 @@ class StochasticBackprop(GradientEstimator):
             raise ValueError(
                 "StochasticBackprop(f_gradient=True) differentiates f, but f(z) has no gradient in z. "
                 "Use f_gradient=False, or None to let f decide."
+            )
+        if not has_rule(q, f_gradient=False):
+            raise ValueError(
+                f"the rule of {type(base_distribution(q)).__name__} differentiates f, but f(z) has no gradient in z. "
+                "For a black-box f use REINFORCE, or LAX where the family has rsample."
             )
         return False
 

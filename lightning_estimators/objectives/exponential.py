@@ -37,6 +37,8 @@ class ExponentialCost(Objective):
 
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Return the changes of the terms."""
+        if z_new.ndim != z.ndim:
+            return super().coordinate_change(z, z_new)
         return torch.exp(self.rate * z) * torch.expm1(self.rate * (z_new - z))
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
@@ -46,7 +48,7 @@ class ExponentialCost(Objective):
 
     def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
         """Return ε times the moved terms."""
-        if direction is not None:
+        if direction is not None or z_new.ndim != z.ndim:
             return super().coordinate_slope(z, z_new, direction)
         return self.rate * torch.exp(self.rate * z_new)
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_estimators.objectives.base import Objective
+from lightning_estimators.noise import CommonNoise
+from lightning_estimators.objectives.base import Objective, repeated_derivative
 from lightning_estimators.objectives.coordinates import Coordinates
 from lightning_estimators.objectives.linear import check_linear, linear
 
@@ -17,9 +18,9 @@ __all__ = ["FirstLayerLinear"]
 class FirstLayerLinear(Objective):
     r"""$f(z) = \text{rest}(W z + c)$, z flattened over its event axes.
 
-    Requires nothing of `rest`. Cost of the changes: one evaluation of `rest` per coordinate and alternative, in chunks
-    of `chunk_bytes` of pre-activations, but no evaluation of the first layer (the largest, where there are more
-    latents than hidden units). Noise inside `rest` (a nested estimator) is the same at every point.
+    Requires nothing of `rest`. Cost of changes and slopes: one evaluation of `rest` (slopes: and of its gradient) per
+    coordinate and alternative, in chunks of `chunk_bytes` of pre-activations, but none of the first layer (the largest,
+    where there are more latents than hidden units). Noise inside `rest`, of a nested estimator, is the same everywhere.
 
     Args:
         weight: W, shape `(H, D)`, D the number of entries of the event, categories included; also `(H,) + event_shape`.
@@ -65,3 +66,27 @@ class FirstLayerLinear(Objective):
 
             change = self._changes(self.rest, first, moved, len(at.z_new) * coordinates)
         return at.unflatten(change.reshape(-1, coordinates, points).transpose(1, 2))
+
+    def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
+        """Return the slopes: the gradient of `rest` at the moved pre-activation, along the column of W."""
+        at = Coordinates.of(z, z_new, self.event_dim)
+        along = at.directions(direction)
+        points, coordinates, entries = at.z.shape
+        count = len(at.z_new) * coordinates
+        with torch.no_grad():
+            first = linear(z, self.weight, self.bias, self.event_dim)
+            columns = self.weight.T.reshape(coordinates, entries, -1).to(first.dtype)
+        out = first.new_empty(count, points)
+        noise = CommonNoise(z.device)
+        for start, stop in self._chunks(count, 3 * first.numel() * first.element_size(), z.device):
+            index = torch.arange(start, stop, device=z.device)
+            alternative, j = index // coordinates, index % coordinates
+            with torch.no_grad():
+                delta = (at.z_new[alternative, :, j] - at.z[:, j].transpose(0, 1)).to(first.dtype)
+                moved = torch.baddbmm(first.reshape(points, -1), delta, columns[j])
+                tangent = along[alternative, :, j].to(first.dtype) @ columns[j]
+            with torch.enable_grad(), noise.replay(new_axis=len(at.lead)):
+                leaf = moved.requires_grad_()
+                gradient = repeated_derivative(self.rest(leaf.reshape(len(index), *first.shape)), leaf, 1)
+            out[start:stop] = (gradient * tangent).sum(-1)
+        return at.unflatten(out.reshape(-1, coordinates, points).transpose(1, 2))

@@ -51,7 +51,7 @@ class SquaredCost(Objective):
 
     def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
         """Return 2 (z_new - t)."""
-        if direction is not None:
+        if direction is not None or z_new.ndim != z.ndim:
             return super().coordinate_slope(z, z_new, direction)
         return 2 * (z_new - self.target)
 

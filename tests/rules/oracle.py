@@ -39,8 +39,9 @@ class Case:
     def leaves(self, count: int, dtype=torch.float64) -> dict[str, Tensor]:
         return {n: torch.full((count,), v, dtype=dtype).requires_grad_() for n, v in self.parameters.items()}
 
-    def cost(self, name: str):
-        return lambda z: COSTS[name]((z - self.center) / self.width)
+    def cost(self, cost):
+        """A cost of z: that of COSTS of this name, or the function itself."""
+        return cost if callable(cost) else lambda z: COSTS[cost]((z - self.center) / self.width)
 
 
 CONTINUOUS = [
@@ -79,7 +80,7 @@ COUNTS = [
 ]
 
 
-def exact(case: Case, cost: str) -> dict[str, Tensor]:
+def exact(case: Case, cost) -> dict[str, Tensor]:
     """The gradient of E[f(z)] in each parameter."""
     if case in COUNTS:
         return _gradient(case, cost, torch.arange(0.0, 30_000.0, dtype=torch.float64), None)
@@ -131,7 +132,7 @@ def gamma_parameters(case: Case, p: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return p["df"] / 2, torch.full_like(p["df"], 0.5)
 
 
-def _gradient(case: Case, cost: str, y: Tensor, weights: Tensor | None) -> dict[str, Tensor]:
+def _gradient(case: Case, cost, y: Tensor, weights: Tensor | None) -> dict[str, Tensor]:
     p = {name: torch.tensor(v, dtype=torch.float64, requires_grad=True) for name, v in case.parameters.items()}
     z, log_q = log_density(case, p, y)
     mass = log_q.exp() if weights is None else weights * log_q.exp()
