@@ -9,7 +9,7 @@ from typing import Literal, cast
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Laplace, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lightning_estimators.estimators import GradientEstimator
@@ -61,8 +61,8 @@ class ContinuousLatentModel(LatentImageModel):
         num_categories: Entries of each Dirichlet variable, at least 2; for Dirichlet latents only.
         hidden: Widths of the hidden layers of every conditional, from the data upwards in q and downwards in p; empty
             for linear conditionals.
-        activation: What follows hidden layers. A "relu" network has kinks: estimators that use second derivatives
-            are exact for the smooth ones only.
+        activation: What follows hidden layers. A "relu" network has kinks, which derivatives above the first miss:
+            stochastic backpropagation then uses first derivatives for normals, and its series form is refused.
         likelihood: "bernoulli": pixels are Bernoulli variables of the given intensities in [0, 1] (for grey images, the
             same formula is their cross-entropy); "gaussian": normal of standard deviation `pixel_scale`.
         pixel_scale: Standard deviation of Gaussian pixels, in units of intensity.
@@ -156,6 +156,7 @@ class ContinuousLatentModel(LatentImageModel):
             raise ValueError(f"pixel_scale must be positive, got {pixel_scale}.")
         if len(gamma_prior) != 2 or not min(gamma_prior) > 0:
             raise ValueError(f"gamma_prior must be a shape and a rate, both positive, got {gamma_prior}.")
+        self.activation = activation
         self.families = [FAMILIES[name] for name in names]
         self.likelihood, self.pixel_scale, self.kl, self.hidden = likelihood, pixel_scale, kl, list(hidden)
         top = self.families[-1]
@@ -195,6 +196,10 @@ class ContinuousLatentModel(LatentImageModel):
         if self.likelihood == "gaussian":
             return GaussianLinear(weight, bias, below, self.pixel_scale, event_dim)
         return BernoulliLinear(weight, bias, below, event_dim)
+
+    def _has_kinks(self, i: int) -> bool:
+        # The density of a Laplace variable has a kink in its location.
+        return bool(self.hidden and self.activation == "relu") or (i > 0 and self.families[i - 1].make is Laplace)
 
     def _log_probs(self, i: int, z: Tensor, q: Distribution) -> Tensor:
         return log_densities(q, z)

@@ -19,6 +19,7 @@ from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.modules.base import EstimatorModule
 from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import FirstLayerLinear, Objective, Separable, Sum
+from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
 
 __all__ = ["Expectation", "LatentImageModel", "check_choice", "wide"]
 
@@ -47,7 +48,8 @@ class LatentImageModel(EstimatorModule, ABC):
        and build the networks: `encoder[0]` is an `MLP` of pixels, `encoder[i]` a `LatentMLP` of layer i - 1,
        `decoder[i]` a `LatentMLP` of layer i whose output describes layer i - 1 (0: the pixels).
     2. Call `_start(estimator, image_shape, data_mean, test_samples)` at its end.
-    3. Implement the abstract methods. Override `_reconstruction` where structure makes the cost cheaper.
+    3. Implement the abstract methods. Override `_reconstruction` where structure makes the cost cheaper, and
+       `_has_kinks` where the networks are not smooth.
 
     Logged besides what `EstimatorModule` logs (all in nats per image, averaged over images):
 
@@ -93,6 +95,10 @@ class LatentImageModel(EstimatorModule, ABC):
     @abstractmethod
     def _output_at(self, mean: Tensor) -> Tensor:
         """Return the output of `decoder[0]` for which the means of the pixels are the given ones."""
+
+    def _has_kinks(self, i: int) -> bool:
+        """Whether what the networks make of z_i has kinks, which derivatives above the first would miss."""
+        return False
 
     def _start(
         self,
@@ -250,6 +256,7 @@ class LatentImageModel(EstimatorModule, ABC):
         weight, bias = (wide(tensor) for tensor in network.affine())
 
         def rest(first: Tensor) -> Tensor:
+            self._refuse_kinks(i)
             return self._cost(i, below, network.rest(first.to(network.first.weight.dtype)))
 
         return FirstLayerLinear(weight, bias, rest, len(self.event_shapes[i]))
@@ -263,6 +270,7 @@ class LatentImageModel(EstimatorModule, ABC):
         identity = torch.eye(size, dtype=weight.dtype, device=weight.device).reshape(size, *shape)
 
         def rest(first: Tensor) -> Tensor:
+            self._refuse_kinks(i)
             hidden, z = first[..., :width], first[..., width:]
             q = self._q(i + 1, network.rest(hidden.to(network.first.weight.dtype)))
             return self._expected(i + 1, q, z.reshape(*z.shape[:-1], *shape), context, expectation)
@@ -270,6 +278,14 @@ class LatentImageModel(EstimatorModule, ABC):
         return FirstLayerLinear(
             torch.cat([weight, identity]), torch.cat([bias, bias.new_zeros(size)]), rest, len(shape)
         )
+
+    def _refuse_kinks(self, i: int) -> None:
+        if is_differentiated_twice() and self._has_kinks(i):
+            raise NotTwiceDifferentiableError(
+                f"the cost of {type(self).__name__} has kinks in the latents of layer {i}, which derivatives above the "
+                "first miss. Use smooth activations and families, or an estimator that takes one derivative or none: "
+                'Pathwise, REINFORCE, or StochasticBackprop(form="jump").'
+            )
 
     def _cost(self, i: int, below: Tensor, output: Tensor) -> Tensor:
         """-log p(below | z_i) given the output of `decoder[i]`."""
