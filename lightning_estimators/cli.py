@@ -7,7 +7,7 @@ import sys
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args
 
 import torch
 import yaml
@@ -24,9 +24,16 @@ from lightning_estimators import baselines, networks  # noqa: F401
 from lightning_estimators.callbacks import Reconstructions
 from lightning_estimators.commandline.checkpoints import checkpoint_path, saved_configuration
 from lightning_estimators.commandline.overrides import Overrides
-from lightning_estimators.commandline.parser import Parser, load_class
+from lightning_estimators.commandline.parser import Parser
 from lightning_estimators.commandline.refusals import is_refusal, root_cause
-from lightning_estimators.commandline.settings import Settings, peek, same_class
+from lightning_estimators.commandline.settings import (
+    Settings,
+    find_class,
+    for_named_classes,
+    peek,
+    rewrite_files,
+    same_class,
+)
 from lightning_estimators.configurable import import_path
 from lightning_estimators.datamodules import Digits
 from lightning_estimators.estimators import REBAR
@@ -116,6 +123,11 @@ class EstimatorCLI(LightningCLI):
         """Add the checkpoint's options; tell models that ask for it the shape of the images."""
         parser.add_class_arguments(ModelCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
         parser.set_defaults({"checkpoint.save_last": True})
+        for action in parser._actions:
+            # `Optional[Union[int, float]]` is `Optional[Union[float, int]]` if somebody wrote that first, and 1 batch
+            # then becomes 1.0, all batches.
+            if set(get_args(getattr(action, "_typehint", None))) == {int, float, type(None)}:
+                action._typehint = Union[int, float, None]  # type: ignore[attr-defined]  # noqa: UP007
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -133,13 +145,13 @@ class EstimatorCLI(LightningCLI):
             named = settings.get("model") is not None or settings.get("data") is not None
             defaults = (DEFAULT_CLASSES if named else DEFAULT_JOB) | saved
             for name in ("model", "data"):
-                default = dict(defaults[name])
-                # Options of one class mean nothing to another: a default counts only while its class is not replaced.
+                default = for_named_classes({name: defaults[name]}, settings, keep=False)[name]
+                # What the data tells the model is not an option.
+                told = ("image_shape",) if name == "model" else ()
+                default["init_args"] = {k: v for k, v in default["init_args"].items() if k not in told}
                 if settings.get(name) is None or same_class(settings[name], default["class_path"]):
-                    # What the data tells the model is not an option.
-                    told = ("image_shape",) if name == "model" else ()
-                    default["init_args"] = {k: v for k, v in default.get("init_args", {}).items() if k not in told}
                     own.set_defaults({name: default})
+            given = rewrite_files(given, settings)
             if "seed_everything" in saved:
                 own.set_defaults({"seed_everything": saved["seed_everything"]})
         self.config = parser.parse_object(given) if isinstance(given, (dict, Namespace)) else parser.parse_args(given)
@@ -154,7 +166,7 @@ class EstimatorCLI(LightningCLI):
                 except ValueError as error:
                     own.error(str(error))
         data = self.config[subcommand].get("data.class_path")
-        if "model.image_shape" in settings and hasattr(load_class(data), "image_shape"):
+        if "model.image_shape" in settings and hasattr(find_class(data), "image_shape"):
             own.error(f"--model.image_shape: {data} says what it is; leave it out.")
 
     def _parse_ckpt_path(self) -> None:

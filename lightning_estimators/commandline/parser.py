@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from importlib import import_module
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_estimators.commandline.settings import find_class, options
 from lightning_estimators.modules import EstimatorModule
 
-__all__ = ["Parser", "load_class"]
+__all__ = ["Parser"]
 
 
 class Parser(LightningArgumentParser):
@@ -38,7 +38,7 @@ def _essence(message: str) -> str:
     classes = re.findall(r"given class_path '([^']+)'", message)
     if path and classes and (found := re.search(r"Option '([^']+)' is not accepted", message)):
         name = found[1].split(".")[0]
-        known = _options(classes[-1])
+        known = options(_load(classes[-1]))
         return (
             f"--{path}.{found[1]}: {classes[-1].rsplit('.', 1)[-1]} has no option {name!r}.{_guess(name, known)} "
             f"It has: {', '.join(known) or 'none'}."
@@ -84,15 +84,9 @@ def _guess(name: str, known: list[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def load_class(class_path: str) -> Any:
-    """Import a class by its path."""
-    module, _, name = class_path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
-def _options(class_path: str) -> list[str]:
-    parameters = inspect.signature(load_class(class_path)).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+def _load(class_path: str) -> type:
+    found = find_class(class_path)
+    return object if found is None else found
 
 
 def _class_names(path: str, classes: list[str]) -> list[str]:
@@ -101,8 +95,8 @@ def _class_names(path: str, classes: list[str]) -> list[str]:
     if path in ("model", "data"):
         bases = (EstimatorModule if path == "model" else LightningDataModule,)
     elif classes or path.startswith("trainer."):
-        owner = load_class(classes[-1]) if classes else Trainer
-        hint = get_type_hints(owner.__init__).get(path.rpartition(".")[2])
+        owner = _load(classes[-1]) if classes else Trainer
+        hint = get_type_hints(owner.__init__).get(path.rpartition(".")[2])  # type: ignore[misc]
         bases = (hint, *(part for argument in get_args(hint) for part in (argument, *get_args(argument))))
     else:
         return []
