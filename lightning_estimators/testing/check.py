@@ -29,9 +29,9 @@ CHECKS: tuple[Callable[[Factory, Report], None], ...] = (
     check_reach,
     check_deposit,
     check_variance_gradient,
+    check_training,
     check_batch_of_one,
     check_bias,
-    check_training,
 )
 """All checks, cheapest first; each can be called alone as `check(factory, Report())`."""
 

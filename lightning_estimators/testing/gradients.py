@@ -25,8 +25,8 @@ def nested_moments(problem: Problem, factories: Sequence[Factory], samples: int 
     """
     q = problem.distribution(problem.parameters()["logits"].unsqueeze(0))
     subjects = [build(factory, q, seed) for seed, factory in enumerate(factories)]
-    for inner in subjects[1:]:
-        inner.estimator.requires_grad_(requires_grad=False)  # their own gradients are not looked at here
+    for subject in subjects if problem.layers > 1 else []:
+        subject.estimator.requires_grad_(requires_grad=False)  # one layer while learning, two while not
     moments = Moments(problem.exact())
     torch.manual_seed(0)
     moments.add(problem.estimates(subjects, 100))
