@@ -150,11 +150,18 @@ class BayesianLogisticRegression(EstimatorModule):
         self.accuracy = nn.ModuleDict({name: BinaryAccuracy() for name in self.elbo})
 
     def setup(self, stage: str) -> None:
-        """Take N from the datamodule, unless it was given."""
+        """Take N from the datamodule, unless it was given; refuse one with another number of features."""
         super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        features = getattr(data, "num_features", self.num_features)
+        if features != self.num_features:
+            raise ValueError(
+                f"BayesianLogisticRegression(num_features={self.num_features}) got {type(data).__name__} with "
+                f"{features!r} features. Set num_features={features!r} (--model.num_features {features!r})."
+            )
         if self.num_data is not None or (stage != "fit" and int(self.data_size) > 0):
             return
-        size = getattr(getattr(self.trainer, "datamodule", None), "train_size", None)
+        size = getattr(data, "train_size", None)
         if isinstance(size, int) and size > 0:
             self.data_size.fill_(size)
         elif stage != "predict":

@@ -299,6 +299,15 @@ def test_size_given_beats_that_of_the_datamodule(tmp_path):
     assert int(asked.data_size) == 455
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_other_precisions_run(precision, tmp_path):
+    data, model = BreastCancer(), BayesianLogisticRegression(StochasticBackprop(num_samples=5), 30)
+    run = trainer(tmp_path, max_steps=2, precision=precision)
+    run.fit(model, data)
+    assert all(math.isfinite(figure) for result in run.test(model, data, verbose=False) for figure in result.values())
+    assert model.loc.abs().max() > 1e-4
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -331,6 +340,11 @@ def test_size_given_beats_that_of_the_datamodule(tmp_path):
             lambda: trainer(max_steps=1).fit(BayesianLogisticRegression(Pathwise(), 1), Toy()),
             ValueError,
             "train_size.*got none",
+        ),
+        (
+            lambda: trainer(max_steps=1).fit(BayesianLogisticRegression(Pathwise(), 3), BreastCancer()),
+            ValueError,
+            "BreastCancer with 30 features",
         ),
     ],
 )
