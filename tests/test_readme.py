@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
+import torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -17,7 +19,14 @@ def namespace():
 
 
 def test_the_subclass_trains(namespace):
-    assert namespace["Coins"].__mro__[1].__name__ == "EstimatorModule"
+    torch.manual_seed(0)
+    coins, batch = namespace["Coins"](), torch.ones(32, 8)
+    before = coins.loss(batch).mean()
+    data = torch.utils.data.DataLoader(torch.ones(6400, 8), batch_size=32)
+    trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(coins, data)
+    assert coins.loss(batch).mean() < before - 0.02
+    assert (coins.logits > 0).all()
 
 
 def test_the_plug_in_keeps_its_claims(namespace):
