@@ -44,7 +44,7 @@ class ExponentialCost(Objective):
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
         """Return ε^n times the terms."""
         check_order(order)
-        return torch.as_tensor(self.rate) ** order * torch.exp(self.rate * z)
+        return torch.as_tensor(self.rate, dtype=z.dtype, device=z.device) ** order * torch.exp(self.rate * z)
 
     def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
         """Return ε times the moved terms."""
