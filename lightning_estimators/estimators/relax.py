@@ -26,7 +26,9 @@ class RELAX(ControlVariate):
 
     Args:
         surrogate: $r_\phi$: maps the flattened z, with the context behind it if there is one, to one number,
-            `(..., features) -> (..., 1)` or `(...)`; twice differentiable in z almost everywhere. By default
+            `(..., features) -> (..., 1)` or `(...)`; twice differentiable in z almost everywhere. What moves kinks is
+            missing from the gradient of the variance: with ReLU units hidden layers get an approximation of it, with
+            tanh the thing itself; the estimate is unbiased with either. By default
             `networks.Surrogate()`, two hidden layers of 200 ReLU units, sized at the first call.
         num_samples: Samples per batch element.
 

@@ -44,7 +44,8 @@ def check_estimator(factory: Factory) -> Report:
 
     Args:
         factory: Returns a new estimator at every call, without arguments. Own networks must take any number of input
-            features (`nn.LazyLinear`), since every check has its own shapes.
+            features (`nn.LazyLinear`), since every check has its own shapes, and be smooth if they enter the variance:
+            with ReLU units its derivative is not exact.
 
     Returns:
         How many comparisons were made, and the largest |z|.
