@@ -1,5 +1,6 @@
 """The README's Python runs, and the file stays short."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -11,16 +12,18 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def namespace():
-    scope = {}
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(compile(block, "README.md", "exec"), scope)
-    return scope
+def examples(tmp_path_factory):
+    """All Python of the README as one module, as in a reader's project (so that its classes can be pickled)."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "readme_examples.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module("readme_examples")
 
 
-def test_the_subclass_trains(namespace):
+def test_the_subclass_trains(examples):
     torch.manual_seed(0)
-    coins, batch = namespace["Coins"](), torch.ones(32, 8)
+    coins, batch = examples.Coins(), torch.ones(32, 8)
     before = coins.loss(batch).mean()
     data = torch.utils.data.DataLoader(torch.ones(6400, 8), batch_size=32)
     trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -29,10 +32,10 @@ def test_the_subclass_trains(namespace):
     assert (coins.logits > 0).all()
 
 
-def test_the_plug_in_keeps_its_claims(namespace):
+def test_the_plug_in_keeps_its_claims(examples):
     from lightning_estimators.testing import check_estimator
 
-    check_estimator(namespace["Score"])
+    check_estimator(examples.Score)
 
 
 def test_is_at_most_150_lines():
