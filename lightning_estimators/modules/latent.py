@@ -9,14 +9,13 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torchmetrics import MeanMetric
 
 from lightning_estimators.distributions import sample
 from lightning_estimators.estimators import GradientEstimator
-from lightning_estimators.modules.base import EstimatorModule
+from lightning_estimators.modules.images import ImageModel
 from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import FirstLayerLinear, Objective, Separable, Sum
 from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
@@ -30,7 +29,7 @@ MAX_ELEMENTS = 2**24
 """Numbers in the widest activation while a bound is computed: 64 MiB in float32."""
 
 
-class LatentImageModel(EstimatorModule, ABC):
+class LatentImageModel(ImageModel, ABC):
     r"""Images x under L layers of latents z, trained on the negative ELBO.
 
     Inference $q(z_1|x)\, q(z_2|z_1) \dots$, generation $p(z_L)\, p(z_{L-1}|z_L) \dots p(x|z_1)$, and the loss per image
@@ -38,9 +37,7 @@ class LatentImageModel(EstimatorModule, ABC):
     $$-\mathrm{ELBO} = E_q\Big[-\log p(x|z_1) + \sum_i \log q(z_i|z_{i-1}) - \log p(z_i|z_{i+1})\Big].$$
 
     The expectation over each layer is taken by a copy of one estimator, nested in that of the layer below. The encoder
-    sees x minus the training mean, and the bias of the pixels starts where it gives that mean. The mean is taken once,
-    when a model that has none is first fitted: from `data_mean` if given, else from the attribute `mean` of the
-    datamodule. It is part of the checkpoint.
+    sees x minus the training mean, and the bias of the pixels starts where it gives that mean (`ImageModel`).
 
     Implementing one:
 
@@ -61,8 +58,6 @@ class LatentImageModel(EstimatorModule, ABC):
     Source: importance-weighted bound: Burda et al. (2016), eq. 8.
     """
 
-    data_mean: Tensor
-    mean_known: Tensor
     kl: str
     event_shapes: list[tuple[int, ...]]
     encoder: nn.ModuleList
@@ -92,10 +87,6 @@ class LatentImageModel(EstimatorModule, ABC):
     def _means(self, output: Tensor) -> Tensor:
         """Return the means of the pixels given the output of `decoder[0]`."""
 
-    @abstractmethod
-    def _output_at(self, mean: Tensor) -> Tensor:
-        """Return the output of `decoder[0]` for which the means of the pixels are the given ones."""
-
     def _has_kinks(self, i: int) -> bool:
         """Whether what the networks make of z_i has kinks, which derivatives above the first would miss."""
         return False
@@ -110,35 +101,16 @@ class LatentImageModel(EstimatorModule, ABC):
         """Give every layer its estimator, refuse those that cannot work, and set up mean and metrics."""
         if test_samples < 1:
             raise ValueError(f"test_samples must be at least 1, got {test_samples}.")
-        self.image_shape, self.test_samples = tuple(image_shape), test_samples
-        num_pixels = math.prod(self.image_shape)
-        self.register_buffer("data_mean", torch.zeros(num_pixels))
-        self.register_buffer("mean_known", torch.tensor(False))
-        if data_mean is not None:
-            self._set_data_mean(torch.as_tensor(data_mean))
+        self.test_samples = test_samples
+        self._centre(image_shape, data_mean)
         self.expectation = nn.ModuleList(copy.deepcopy(estimator) for _ in self.event_shapes)
         for i, network in enumerate(self.encoder):
             output = torch.zeros(1, cast(MLP, network).last.out_features)
-            self._estimator(i).prepare(self._q(i, output), torch.zeros(1, num_pixels))
+            self._estimator(i).prepare(self._q(i, output), torch.zeros(1, len(self.data_mean)))
         # Imputing NaN by NaN keeps it visible: other strategies of torchmetrics drop it from the mean.
         self.val_loss = MeanMetric(nan_strategy=math.nan)
         self.test_elbo = MeanMetric(nan_strategy=math.nan)
         self.test_bound = MeanMetric(nan_strategy=math.nan)
-
-    def setup(self, stage: str) -> None:
-        """Take the training mean when a model that has none is first fitted."""
-        super().setup(stage)
-        if stage != "fit" or bool(self.mean_known):
-            return
-        mean = getattr(getattr(self.trainer, "datamodule", None), "mean", None)
-        if not isinstance(mean, Tensor):
-            raise ValueError(
-                f"{type(self).__name__} needs the mean of the training images, to centre its input and to start the "
-                "bias of its output: expected a tensor `mean` at the datamodule, or the argument data_mean (one number "
-                f"per pixel, or one for all); got {'none' if mean is None else type(mean).__name__}. "
-                "Without a datamodule give e.g. data_mean=images.mean(0).flatten().tolist()."
-            )
-        self._set_data_mean(mean)
 
     def loss(self, batch: Tensor) -> Tensor:
         """Return the negative ELBO of each image, to be backpropagated.
@@ -155,13 +127,6 @@ class LatentImageModel(EstimatorModule, ABC):
         """Log `val/loss`."""
         self.val_loss.update(self._negative_elbo(batch, lambda i, q, f, context: f(sample(q))))
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch))
-
-    def on_test_start(self) -> None:
-        """Warn if there is nothing to test."""
-        if not bool(self.mean_known):
-            rank_zero_warn(
-                f"Testing a {type(self).__name__} that was never fitted: give ckpt_path to load a trained one."
-            )
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Log `test/elbo` and `test/bound`."""
@@ -302,27 +267,8 @@ class LatentImageModel(EstimatorModule, ABC):
     def _pixel_means(self, z: Tensor) -> Tensor:
         return self._means(self.decoder[0](z)).reshape(-1, *self.image_shape)
 
-    def _pixels(self, x: Tensor) -> Tensor:
-        """Images, one row each."""
-        if not isinstance(x, Tensor) or (x.ndim != 2 and x.shape[1:] != self.image_shape):
-            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"{type(self).__name__} expects a batch to be one tensor of images of shape "
-                f"{('B', *self.image_shape)}, got {given}. Set image_shape, or let the dataloader yield images alone."
-            )
-        return x.flatten(1)
-
-    @torch.no_grad()
-    def _set_data_mean(self, mean: Tensor) -> None:
-        pixels = len(self.data_mean)
-        if mean.numel() not in (1, pixels):
-            raise ValueError(
-                f"the data mean must have one number, or one per pixel of images of shape {self.image_shape}; "
-                f"got shape {tuple(mean.shape)}."
-            )
-        self.data_mean.copy_(mean.reshape(-1).expand(pixels))
-        cast(LatentMLP, self.decoder[0]).last.bias.copy_(self._output_at(self.data_mean))
-        self.mean_known.fill_(True)
+    def _output_layer(self) -> nn.Linear:
+        return cast(LatentMLP, self.decoder[0]).last
 
     def _estimator(self, i: int) -> GradientEstimator:
         return cast(GradientEstimator, self.expectation[i])
