@@ -60,10 +60,8 @@ class ControlVariate(GradientEstimator):
             c, c_given_b = self.control_variate(q, both, f, context)
         learns = self.learns()
         pathwise = self._gradient(c - c_given_b, leaf, create_graph=learns)
-        lead = c.shape + (1,) * len(q.event_shape)
-        gradient = (value.detach() - (c_given_b if learns else c_given_b.detach())).reshape(lead) * score(
-            q, b
-        ) + pathwise
+        signal = value.detach() - (c_given_b if learns else c_given_b.detach())
+        gradient = signal.reshape(c.shape + (1,) * len(q.event_shape)) * score(q, b) + pathwise
         control = gradient.square().reshape(*c.shape, -1).sum(-1) if learns else None
         return Estimate(value, dict.fromkeys(leaves, gradient), control)
 
