@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributions import Beta, Chi2, Exponential, Gamma, Laplace, NegativeBinomial, Normal, Poisson
 from torch.nn.functional import logsigmoid, softplus
 
+from lightning_estimators.testing import Moments
+
 AGREEMENT = 1e-8
 """Relative to the largest integrand; standard errors of 200 000 estimates are 2e-3 of a standard deviation."""
 
@@ -94,6 +96,14 @@ def exact(case: Case, cost) -> dict[str, Tensor]:
     for name, value in answers[0].items():
         torch.testing.assert_close(value, answers[1][name], rtol=AGREEMENT, atol=AGREEMENT * 1e-3)
     return answers[1]
+
+
+def relative_moments(truth: dict[str, Tensor], estimates: dict[str, Tensor]) -> Moments:
+    """Moments in units of the largest entry of each gradient, so that a slack is relative to it."""
+    scale = {name: gradient.abs().max() for name, gradient in truth.items()}
+    moments = Moments({name: gradient / scale[name] for name, gradient in truth.items()})
+    moments.add({name: estimate.double() / scale[name] for name, estimate in estimates.items()})
+    return moments
 
 
 def panel_nodes(edges: Tensor, count: int = 16) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ from lightning_estimators.estimators import (
     StochasticBackprop,
 )
 from lightning_estimators.networks import Surrogate
-from lightning_estimators.testing import COMPARISONS, Moments, Report
+from lightning_estimators.testing import COMPARISONS, Report
 
-from .oracle import CONTINUOUS, COSTS, COUNTS, Case, exact
+from .oracle import CONTINUOUS, COSTS, COUNTS, Case, exact, relative_moments
 
 REPORT = Report()
 """Of all comparisons of this file: they share one rate of false alarms, `testing.FALSE_ALARM_RATE`."""
@@ -23,7 +23,7 @@ REPORT = Report()
 SAMPLES = 200_000
 
 SLACK = 1e-9
-"""Relative, beside standard errors: what float64 and the quadrature leave where an estimate does not vary at all."""
+"""Relative to the gradient, beside standard errors: what float64 and the quadrature leave where nothing varies."""
 
 IMPLICIT = 2e-3
 """Relative error of torch's implicit derivatives of gamma and beta samples, which are fits, not exact."""
@@ -80,8 +80,7 @@ def test_mean_is_the_gradient(name, case):
     for cost in COSTS:
         if not fits(name, case, cost):
             continue
-        moments = Moments(exact(case, cost))
-        moments.add(estimates(name, case, cost, SAMPLES))
+        moments = relative_moments(exact(case, cost), estimates(name, case, cost, SAMPLES))
         implicit = case.family in (Gamma, Chi2, Beta) and name in ("Pathwise", "LAX")
         REPORT.unbiased("mean", f"{name}, {case}, {cost}", moments, slack=IMPLICIT if implicit else SLACK)
 
@@ -89,8 +88,7 @@ def test_mean_is_the_gradient(name, case):
 @pytest.mark.parametrize("name", ["LAX", "REINFORCE"])
 def test_scores_are_biased_where_samples_round_to_the_bound(name):
     """A limit of float64, told in the documentation; the rules of stochastic backpropagation have it not."""
-    moments = Moments(exact(ROUNDED, "polynomial"))
-    moments.add(estimates(name, ROUNDED, "polynomial", SAMPLES))
+    moments = relative_moments(exact(ROUNDED, "polynomial"), estimates(name, ROUNDED, "polynomial", SAMPLES))
     REPORT.biased("rounding", f"{name}, {ROUNDED}", moments)
 
 
