@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 from lightning_estimators.distributions import base_distribution, log_gamma_sample
 from lightning_estimators.estimators.base import Estimate, GradientEstimator
 from lightning_estimators.objectives import Objective
+from lightning_estimators.rules.jumps import jump_noise
 
 __all__ = ["GeneralizedReparameterization"]
 
@@ -54,7 +55,7 @@ class GeneralizedReparameterization(GradientEstimator):
         """Differentiate f along the transformation, and weight the score of the standardised noise by f."""
         base = base_distribution(q)
         location, spread = _moments(base)
-        y = location + spread * ((_draw(base) - location) / spread).detach()
+        y = location + spread * ((_draw(q) - location) / spread).detach()
         z = y.sigmoid() if isinstance(base, Beta) else y.exp()
         value = f(z)
         # The density of the noise: that of y, times the derivative of y.
@@ -88,14 +89,15 @@ def _moments(base: Distribution) -> tuple[Tensor, Tensor]:
     return normal.loc, normal.scale
 
 
-def _draw(base: Distribution) -> Tensor:
+def _draw(q: Distribution) -> Tensor:
     """Draw y. Not as the logarithm of a draw of z, which underflows to 0 where shapes are small."""
+    base = base_distribution(q)
     with torch.no_grad():
         if isinstance(base, Gamma):
-            return log_gamma_sample(base.concentration, torch.rand_like(base.rate)) - base.rate.log()
+            return log_gamma_sample(base.concentration, jump_noise(q)) - base.rate.log()
         if isinstance(base, Beta):
             a, b = base.concentration1, base.concentration0
-            return log_gamma_sample(a, torch.rand_like(a)) - log_gamma_sample(b, torch.rand_like(b))
+            return log_gamma_sample(a, jump_noise(q)) - log_gamma_sample(b, jump_noise(q))
         return base.sample().log()
 
 
