@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from lightning_estimators.configurable import Configurable
 from lightning_estimators.distributions import base_distribution, distribution_parameters, rebuild, sample
+from lightning_estimators.noise import replaying
 from lightning_estimators.objectives import Objective, as_objective
 from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
 
@@ -150,7 +151,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         if names:
             gradients = [estimate.gradients[name].detach().mean(0) for name in names]
             value = _Attach.apply(value, *gradients, *(attached[name] for name in names))
-        if estimate.control is not None:
+        if estimate.control is not None and not replaying():
             # Samples are independent: the variance of their average is a share of the average of their variances.
             control = estimate.control.mean(0) / self.num_samples
             self.last_control = control.detach().mean()
@@ -203,8 +204,12 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         return f * self.num_samples, gradient * self.num_samples
 
     def learns(self) -> bool:
-        """Whether own parameters are to be trained in this call."""
-        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        """Whether own parameters are to be trained in this call.
+
+        Not where an estimator around this one evaluates its cost again: the first evaluation trains them, and a control
+        variate that depended on them would train them on itself.
+        """
+        return torch.is_grad_enabled() and not replaying() and any(p.requires_grad for p in self.parameters())
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Figures worth a curve: detached 0-d tensors by name. The base logs `control_loss` once there is one."""

@@ -78,7 +78,7 @@ class Objective(ABC):
                 f"f must map sample_shape + batch_shape + event_shape to sample_shape + batch_shape: "
                 f"for z of shape {tuple(z.shape)} expected {tuple(expected)}, got {tuple(out.shape)}."
             )
-        return out
+        return as_floating(out, z)
 
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
         r"""Return how f changes when one coordinate of z moves, for every coordinate; without gradient.
@@ -234,18 +234,21 @@ class Objective(ABC):
             Tensor of shape `(count,) + lead`.
         """
         noise = CommonNoise(at.device)
-        here = f(at)
+        here = as_floating(f(at), at)
         out = here.new_empty(count, *here.shape)
         for start, stop in self._chunks(count, at.numel() * at.element_size(), at.device):
             with noise.replay(new_axis=here.ndim):
-                torch.sub(f(points(torch.arange(start, stop, device=at.device))), here, out=out[start:stop])
+                there = f(points(torch.arange(start, stop, device=at.device)))
+                torch.sub(as_floating(there, at), here, out=out[start:stop])
         return out
 
     def _chunks(self, count: int, bytes_each: int, device: torch.device) -> Iterator[tuple[int, int]]:
         """Yield ranges that make up `range(count)`, each as long as the byte budget allows."""
         step = max(1, self._budget(device) // max(1, bytes_each))
-        for start in range(0, count, step):
-            yield start, min(start + step, count)
+        # The incomplete range comes first: a cost that draws noise for every point has then drawn most at the last one,
+        # and what is drawn next is new.
+        for stop in range((count - 1) % step + 1, count + 1, step):
+            yield max(0, stop - step), stop
 
     def _budget(self, device: torch.device) -> int:
         if self.chunk_bytes is not None:
@@ -308,6 +311,11 @@ def as_objective(f: Callable[[Tensor], Tensor], event_dim: int, dtype: torch.dty
     if isinstance(f, Objective) and dtype is None:
         return f
     return CallableObjective(f, event_dim, dtype)
+
+
+def as_floating(cost: Tensor, like: Tensor) -> Tensor:
+    """Return costs that are counts or truth values as numbers of the dtype of `like`, in which differences exist."""
+    return cost if cost.is_floating_point() else cost.to(like.dtype)
 
 
 def check_order(order: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_estimators.objectives.base import Objective, check_order, repeated_derivative
+from lightning_estimators.objectives.base import Objective, as_floating, check_order, repeated_derivative
 from lightning_estimators.objectives.coordinates import Coordinates
 
 __all__ = ["Separable"]
@@ -71,4 +71,4 @@ class Separable(Objective):
                 f"Separable expected g to be elementwise: for z of shape {tuple(z.shape)} it must return that shape, "
                 f"got {tuple(out.shape)}. Let g not sum; Separable does."
             )
-        return out
+        return as_floating(out, z)

@@ -39,9 +39,9 @@ def normal_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Te
 def multivariate_normal_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
     r"""Return $\partial_\mu = \nabla f(z)$ and $\partial_L = \operatorname{tril}(\nabla^2 f(z) L)$, Σ = L Lᵀ.
 
-    Cost: the Hessian of f, two nested reverse passes at D copies of z. Around another estimator it is integrated
-    by parts as for the diagonal normal: $\partial_L = \operatorname{tril}(\nabla f(z)\, \varepsilon^\top)$,
-    $\varepsilon = L^{-1} (z - \mu)$.
+    Cost: the Hessian of f, two nested reverse passes at a copy of z for each of its entries. Around another estimator
+    it is integrated by parts as for the diagonal normal:
+    $\partial_L = \operatorname{tril}(\nabla f(z)\, \varepsilon^\top)$, $\varepsilon = L^{-1} (z - \mu)$.
 
     Source: Echraibi et al. (2020), eq. 14, with $\frac12 \operatorname{tr}(\nabla^2 f\, d\Sigma)$ written in L.
     """
@@ -56,19 +56,22 @@ def multivariate_normal_derivatives(q: Distribution, z: Tensor, f: Objective) ->
 
 
 def _gradient_and_hessian(z: Tensor, f: Objective) -> tuple[Tensor, Tensor]:
-    size = z.shape[-1]
+    """Return the gradient, and the Hessian in each vector of the event: what it shares with others has no part."""
+    lead = z.shape[: z.ndim - f.event_dim]
+    entries, size = z.shape[z.ndim - f.event_dim :].numel(), z.shape[-1]
     noise = CommonNoise(z.device)
-    with torch.enable_grad(), differentiated_twice(), noise.replay(new_axis=z.ndim - 1):
+    with torch.enable_grad(), differentiated_twice(), noise.replay(new_axis=len(lead)):
         # Copy i of z yields row i of the Hessian.
-        copies = z.detach().expand(size, *z.shape).clone().requires_grad_()
+        copies = z.detach().expand(entries, *z.shape).clone().requires_grad_()
         (gradient,) = torch.autograd.grad(
             f(copies).sum(), copies, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        rows = gradient.diagonal(dim1=0, dim2=-1)
+        rows = gradient.reshape(entries, lead.numel(), entries).diagonal(dim1=0, dim2=2)
         hessian = torch.zeros_like(copies)
         if rows.requires_grad:
             (hessian,) = torch.autograd.grad(rows.sum(), copies, allow_unused=True, materialize_grads=True)
-    return gradient[0].detach(), hessian.movedim(0, -2)
+    blocks = hessian.reshape(entries // size, size, lead.numel(), entries // size, size).diagonal(dim1=0, dim2=3)
+    return gradient[0].detach(), blocks.permute(1, 3, 0, 2).reshape(*z.shape, size)
 
 
 @register_cumulant(Normal)

@@ -33,11 +33,24 @@ def series_coefficients(cumulant: Cumulant, parameters: dict[str, Tensor], order
         [tensor(2.), tensor(2.), tensor(2.6667)]
     """
     with torch.enable_grad():
-        leaves = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+        leaves = {name: p.detach().clone().requires_grad_() for name, p in _without_repeats(parameters).items()}
         zero = torch.zeros_like(next(iter(leaves.values())))
         t = Jet([zero, zero + 1, *(zero for _ in range(order - 1))])
         gradients = [_gradient(c, list(leaves.values())) for c in cumulant(leaves, t).coefficients[1:]]
-    return {name: list(column) for name, column in zip(leaves, zip(*gradients, strict=True), strict=True)}
+    columns = zip(*gradients, strict=True)
+    return {
+        name: [a.expand(p.shape) for a in column] for (name, p), column in zip(parameters.items(), columns, strict=True)
+    }
+
+
+def _without_repeats(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keep one entry of every axis along which all parameters are expanded, as they are over samples."""
+    if len({p.shape for p in parameters.values()}) > 1:
+        return parameters
+    for axis in range(next(iter(parameters.values())).ndim):
+        if all(p.stride(axis) == 0 for p in parameters.values()):
+            parameters = {name: p.narrow(axis, 0, min(1, p.shape[axis])) for name, p in parameters.items()}
+    return parameters
 
 
 def _gradient(coefficient: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
@@ -92,6 +105,9 @@ def exponential_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
 
     The whole series, summed: the derivative operator acts on $e^{\varepsilon z}$ as the number ε.
 
+    Raises:
+        ValueError: $K_\theta(\varepsilon)$ is not finite, and with it the expectation: for a gamma of scale μ, με ≥ 1.
+
     Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 25.
     """
     terms = f.exponential(z)
@@ -102,4 +118,13 @@ def exponential_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
         leaves = {name: p.detach().clone().requires_grad_() for name, p in distribution_parameters(q).items()}
         cumulant = cumulant_for(q)(leaves, rate.expand(z.shape))
         gradients = torch.autograd.grad(cumulant.sum(), list(leaves.values()))
+    # The gradient of K may look finite outside of its domain, so only K can tell.
+    if not cumulant.isfinite().all():
+        family = type(base_distribution(q)).__name__
+        raise ValueError(
+            f"the expectation of exp(ε z) is not finite for some z of this {family} and rate ε between "
+            f"{rate.min().item():.4g} and {rate.max().item():.4g}: it has no gradient. Lower the rate of the cost, or "
+            "keep the parameters where it is finite (a gamma: its rate above that of the cost; a Laplace: its scale "
+            "below the inverse of that rate's absolute value)."
+        )
     return {name: gradient * value for name, gradient in zip(leaves, gradients, strict=True)}

@@ -1,5 +1,6 @@
 """Half precision, memory, noise and misuse: what every estimator must stand."""
 
+import copy
 import gc
 import weakref
 
@@ -14,7 +15,7 @@ from lightning_estimators.networks import Surrogate
 from lightning_estimators.noise import uniform
 from lightning_estimators.testing import BOUND, Moments, Report
 
-from .cases import CASES
+from .cases import CASES, small_surrogate
 
 CONTEXT = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
 
@@ -204,3 +205,31 @@ def test_surrogates_see_the_context():
     estimator = RELAX(Surrogate(hidden=[3]))
     estimator.prepare(q, CONTEXT)
     assert next(estimator.parameters()).shape == (3, 3 + 2)
+
+
+@pytest.mark.parametrize("make_estimator", [REBAR, lambda: RelaxedREBAR(small_surrogate())])
+def test_an_estimator_inside_itself_learns_what_two_of_its_kind_would(make_estimator):
+    """The inner one has a part in the control variate of the outer, but is not trained there, nor logged."""
+
+    def run(outer, inner):
+        torch.manual_seed(0)
+        logits, weights, controls = torch.randn(5, 2, requires_grad=True), torch.randn(2), []
+
+        def f(b):
+            q = Independent(Bernoulli(logits=b * weights), 1)
+            cost = inner(q, lambda c: (c.sum(-1) - 0.3 * b.sum(-1)).square())
+            controls.append(inner.last_control)
+            return cost
+
+        outer(Independent(Bernoulli(logits=logits), 1), f).sum().backward()
+        return controls
+
+    one = make_estimator()
+    one.prepare(Independent(Bernoulli(logits=torch.zeros(5, 2)), 1))
+    outer, inner = copy.deepcopy(one), copy.deepcopy(one)
+    controls = run(outer, inner)
+    run(one, one)
+    for p, a, b in zip(one.parameters(), outer.parameters(), inner.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, a.grad + b.grad)
+    assert len(controls) == 2  # at hard samples, and at relaxed ones
+    assert torch.equal(inner.last_control, controls[0])

@@ -5,7 +5,13 @@ import torch
 from torch.nn import functional as F
 
 from lightning_estimators.noise import uniform
-from lightning_estimators.objectives import CallableObjective, Objective, as_objective
+from lightning_estimators.objectives import (
+    CallableObjective,
+    FirstLayerLinear,
+    Objective,
+    Separable,
+    as_objective,
+)
 
 from .brute_force import LEADS, ONE_HOT_EVENTS, SCALAR_EVENTS, bits, brute_force, one_hot
 
@@ -62,7 +68,7 @@ def test_one_point_per_chunk_and_f_of_z_once():
     calls.clear()
     objective.chunk_bytes = 3 * z.numel() * 8
     objective.coordinate_change(z, 1 - z)
-    assert calls == [(5, 4), (3, 5, 4), (1, 5, 4)]
+    assert calls == [(5, 4), (1, 5, 4), (3, 5, 4)]
 
 
 def test_no_graph_is_built():
@@ -181,3 +187,39 @@ def test_as_objective_keeps_structure_under_a_cast():
     cast = as_objective(f, 1, torch.bfloat16)
     assert cast(torch.ones(2, 3)).dtype == torch.bfloat16
     assert (cast.coordinate_change(torch.zeros(2, 3), torch.ones(2, 3)) == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+@pytest.mark.parametrize("kind", ["callable", "network", "separable"])
+def test_changes_of_costs_that_are_whole_or_truth_values(kind, dtype):
+    """Differences of such would wrap around at 0, or not exist."""
+    z = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    f = {
+        "callable": CallableObjective(lambda z: (z.sum(-1) > 1.5).to(dtype)),
+        "network": FirstLayerLinear(torch.ones(1, 3, dtype=z.dtype), None, lambda h: (h.sum(-1) > 1.5).to(dtype)),
+        "separable": Separable(lambda z: (z > 0.5).to(dtype)),
+    }[kind]
+    expected = {"separable": [[-1.0, 1.0, -1.0], [-1.0, -1.0, -1.0]]}.get(kind, [[-1.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
+    assert f(z).tolist() == ([2.0, 3.0] if kind == "separable" else [1.0, 1.0])
+    assert f(z).dtype == torch.float64
+    change = f.coordinate_change(z, 1 - z)
+    assert change.dtype == torch.float64
+    assert change.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "share"), [("coordinate_change", 1), ("coordinate_slope", 3), ("coordinate_derivative", 4)]
+)
+def test_what_comes_after_incomplete_chunks_is_new(question, share):
+    """A cost that draws noise of its own for every point must not leave some of it to what is drawn next."""
+    drawn = []
+
+    def f(z):
+        drawn.append(torch.rand(z.shape[:-1], dtype=z.dtype))
+        return (z.square().sum(-1) - drawn[-1]).square()
+
+    objective, z = CallableObjective(f), torch.randn(10, 5, dtype=torch.float64)
+    objective.chunk_bytes = 3 * share * z.numel() * z.element_size()
+    getattr(objective, question)(z, 2 if question == "coordinate_derivative" else z + 1)
+    assert {len(u) for u in drawn if u.ndim == 2} == {2, 3}
+    assert not torch.isin(torch.rand(1000, dtype=torch.float64), torch.cat([u.flatten() for u in drawn])).any()

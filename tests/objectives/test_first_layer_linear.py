@@ -66,7 +66,7 @@ def test_rest_sees_changed_points_only_in_chunks_with_a_new_leading_axis():
     f.chunk_bytes = 2 * 5 * 6 * 4
     z = torch.zeros(5, 3)
     f.coordinate_change(z, 1 - z)
-    assert shapes == [(5, 6), (2, 5, 6), (1, 5, 6)]
+    assert shapes == [(5, 6), (1, 5, 6), (2, 5, 6)]
 
 
 def test_value_is_attached_and_changes_are_not():
