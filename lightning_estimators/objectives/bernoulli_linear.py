@@ -11,7 +11,13 @@ from torch import Tensor
 from lightning_estimators.objectives.base import Objective, check_order
 from lightning_estimators.objectives.coordinates import Coordinates
 from lightning_estimators.objectives.linear import check_linear, linear
-from lightning_estimators.objectives.softplus_change import SoftplusAt, chebyshev_reach, flip_changes
+from lightning_estimators.objectives.softplus_change import (
+    WIDEST,
+    SoftplusAt,
+    chebyshev_reach,
+    class_changes,
+    flip_changes,
+)
 
 __all__ = ["BernoulliLinear"]
 
@@ -71,11 +77,29 @@ class BernoulliLinear(Objective):
             columns = weight.T.reshape(*at.z.shape[1:], -1)
             delta = (at.z_new - at.z).to(a.dtype)
             # Only on CPU may the way depend on values: elsewhere, reading them would wait for the device.
-            if z.device.type == "cpu" and a.numel() and not at.one_hot and bool((delta.abs() == delta.square()).all()):
+            readable = z.device.type == "cpu" and a.numel() > 0
+            if readable and not at.one_hot and bool((delta.abs() == delta.square()).all()):
                 change = self._flips(a, x, columns, delta)
+            elif readable and self._are_classes(at, columns):
+                change = self._classes(a, x, columns, at)
             else:
                 change = self._moves(a, x, columns, delta)
         return at.unflatten(change)
+
+    def _are_classes(self, at: Coordinates, columns: Tensor) -> bool:
+        """Whether coordinates are one-hot vectors, most alternatives are asked for, and `class_changes` is exact."""
+        if not at.one_hot or 2 * len(at.z_new) < columns.shape[1] or _small(columns):
+            return False
+        return _are_one_hot(at.z) and _are_one_hot(at.z_new) and _spread(columns) <= WIDEST
+
+    def _classes(self, a: Tensor, x: Tensor, columns: Tensor, at: Coordinates) -> Tensor:
+        """Return the changes for moves from one class to others: of all classes at once."""
+        variables, classes, outputs = columns.shape
+        block = self._budget(a.device) // a.element_size()
+        change = class_changes(a, at.z.argmax(-1), columns, _spread(columns), block)
+        seen = (x @ columns.reshape(-1, outputs).T).reshape(-1, variables, classes)
+        change -= seen - (at.z.to(a.dtype) * seen).sum(-1, keepdim=True)
+        return (at.z_new.to(a.dtype) * change).sum(-1)
 
     def _flips(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor) -> Tensor:
         """Return the changes for moves by -1, 0 or 1: by matrix products, but for columns with huge weights."""
@@ -97,7 +121,7 @@ class BernoulliLinear(Objective):
         # sum_p x_p w_p for every coordinate at once.
         seen = (x @ columns.reshape(-1, outputs).T).reshape(-1, coordinates, entries)
         change = -(delta * seen).sum(-1)
-        small = a.device.type != "cpu" or columns.abs().mean().item() < 1e5 * torch.finfo(a.dtype).eps
+        small = a.device.type != "cpu" or _small(columns)
         # In cache: sixteen tensors of some rows of a (half of them constant), then two of moves of those rows.
         row = outputs * a.element_size()
         for first, last in self._chunks(len(a), 16 * row, a.device):
@@ -146,6 +170,21 @@ class BernoulliLinear(Objective):
         weight = self.weight.to(dtype)
         a = linear(z, weight, None if self.bias is None else self.bias.to(dtype), self.event_dim)
         return weight, a.reshape(-1, len(weight)), self.target.to(dtype).expand(a.shape).reshape(-1, len(weight))
+
+
+def _small(columns: Tensor) -> bool:
+    """Whether moves may be so small that beside 1 they would lose their digits."""
+    return columns.abs().mean().item() < 1e5 * torch.finfo(columns.dtype).eps
+
+
+def _spread(columns: Tensor) -> float:
+    """Return the largest difference between the columns of one variable."""
+    return (columns.amax(1) - columns.amin(1)).max().item()
+
+
+def _are_one_hot(z: Tensor) -> bool:
+    # Numbers from 0 to 1 that sum to 1, as their squares do.
+    return bool((z >= 0).all() and (z.sum(-1) == 1).all() and (z.square().sum(-1) == 1).all())
 
 
 @cache

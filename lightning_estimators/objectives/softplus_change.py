@@ -1,7 +1,8 @@
 r"""How a sum of softplus changes: $\sum_p \text{softplus}(a_p + w_p) - \text{softplus}(a_p)$, without cancellation.
 
-`SoftplusAt` answers for any moves w, one pass of elementwise arithmetic each. `flip_changes` answers for moves by plus
-or minus a fixed column as a few matrix products, which is several times faster.
+`SoftplusAt` answers for any moves w, one pass of elementwise arithmetic each. Where moves are few, faster ways:
+`flip_changes` for moves by plus or minus a fixed column, a few matrix products; `class_changes` for moves from one
+column of a set to the others, exponentials of columns and not of moves. `summed_softplus` is the sum itself.
 """
 
 from __future__ import annotations
@@ -11,10 +12,21 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["SoftplusAt", "chebyshev_reach", "chebyshev_terms", "flip_changes"]
+__all__ = [
+    "WIDEST",
+    "SoftplusAt",
+    "chebyshev_reach",
+    "chebyshev_terms",
+    "class_changes",
+    "flip_changes",
+    "summed_softplus",
+]
 
 # e^80 is finite in float32, and e^-80 is nothing beside 1 in float64.
 _SATURATED = 80.0
+
+WIDEST = _SATURATED / 2
+"""The largest difference between columns that `class_changes` takes."""
 
 
 class SoftplusAt:
@@ -55,13 +67,64 @@ class SoftplusAt:
         if small:
             return nearer.expm1_().mul_(self.tail).log1p_().sum(-1).add_(relu)
         factors = torch.addcmul(self.complement, self.tail, nearer.exp_(), out=nearer)
-        for _ in range(4):
-            half = factors.shape[-1] // 2
-            if half:
-                odd = factors[..., 2 * half :]
-                factors = factors[..., :half] * factors[..., half : 2 * half]  # contiguous, as a fast logarithm needs
-                factors[..., : odd.shape[-1]].mul_(odd)
-        return factors.log_().sum(-1).add_(relu)
+        return _summed_log(factors, halvings=4).add_(relu)
+
+
+def summed_softplus(a: Tensor) -> Tensor:
+    """Return the sum of softplus over the last axis, without gradient; two to three times faster than torch's."""
+    with torch.no_grad():
+        relu = a.relu().sum(-1)
+        return _summed_log(a.abs().neg_().exp_().add_(1), halvings=4).add_(relu)
+
+
+def class_changes(a: Tensor, current: Tensor, columns: Tensor, spread: float, block: int) -> Tensor:
+    r"""Return $\sum_p \text{softplus}(a_p + w_{kp} - w_{op}) - \text{softplus}(a_p)$ for all classes k, o the current.
+
+    That is $\sum_p \log(\sigma(-a_p) + \sigma(a_p) e^{-w_{op}} e^{w_{kp}})$: exponentials of columns only, one product
+    and sum per move, and a logarithm for up to 16 of them. Terms are positive, so none is lost; as 1 is added to
+    small moves, they are exact to rounding relative to 1, not to themselves.
+
+    Args:
+        a: Pre-activations, shape `(L, P)`.
+        current: The current class of each variable, shape `(L, J)`.
+        columns: Columns w, shape `(J, K, P)`.
+        spread: The largest difference between entries of columns of one variable; at most `WIDEST`.
+        block: Elements worked on at a time.
+
+    Returns:
+        Tensor of shape `(L, J, K)`; 0, to rounding, for the current class.
+    """
+    points, outputs = a.shape
+    variables, classes, _ = columns.shape
+    here, elsewhere = torch.sigmoid(a), torch.sigmoid(-a)[:, None]
+    # Every factor is within e^(+-spread), and must be so after the halvings.
+    halvings = min(4, int(math.log2(_SATURATED / max(spread, 1.0))))
+    out = a.new_empty(points, variables, classes)
+    step = min(max(1, block // (classes * outputs)), max(1, points))
+    factors = a.new_empty(step, classes, outputs)
+    for j in range(variables):
+        # Only differences count, and around their middle exponentials are farthest from overflow.
+        own = columns[j].contiguous()
+        centred = own - (own.amax(0) + own.amin(0)) / 2
+        grown, shrunk = centred.exp(), centred.neg().exp_()
+        for start in range(0, points, step):
+            some = slice(start, start + step)
+            left = shrunk[current[some, j]].mul_(here[some])[:, None]
+            torch.addcmul(elsewhere[some], left, grown, out=factors[: len(left)])
+            out[some, j] = _summed_log(factors[: len(left)], halvings)
+    return out
+
+
+def _summed_log(factors: Tensor, halvings: int) -> Tensor:
+    """Return the sum of logarithms over the last axis, of products of `2**halvings`; overwrites its argument."""
+    for _ in range(halvings):
+        half = factors.shape[-1] // 2
+        if half:
+            odd = factors[..., 2 * half :]
+            # In place: new memory for every product would cost more than the product.
+            factors = factors[..., :half].mul_(factors[..., half : 2 * half])
+            factors[..., : odd.shape[-1]].mul_(odd)
+    return factors.contiguous().log_().sum(-1)  # a fast logarithm needs it contiguous
 
 
 def chebyshev_terms(reach: float, dtype: torch.dtype) -> int:
