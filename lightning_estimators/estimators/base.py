@@ -234,6 +234,22 @@ def check_temperature(estimator: GradientEstimator, temperature: float) -> None:
         raise ValueError(f"{type(estimator).__name__} needs a positive, finite temperature, got {temperature!r}.")
 
 
+def depends_on(value: Tensor, z: Tensor) -> bool:
+    """Whether the graph of the value reaches z, which is not a leaf.
+
+    That the value requires grad says nothing: f may have parameters of its own.
+    """
+    todo, seen = [value.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is z.grad_fn:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
 class _Attach(torch.autograd.Function):
     """Identity on the value; sends `upstream * gradient` to each parameter. Inputs: value, gradients, parameters."""
 

@@ -10,7 +10,7 @@ from torch.distributions import Beta, Distribution, Gamma, LogNormal
 from torch.nn.functional import logsigmoid
 
 from lightning_estimators.distributions import base_distribution, log_gamma_sample
-from lightning_estimators.estimators.base import Estimate, GradientEstimator
+from lightning_estimators.estimators.base import Estimate, GradientEstimator, depends_on
 from lightning_estimators.objectives import Objective
 from lightning_estimators.rules.jumps import jump_noise
 
@@ -50,31 +50,27 @@ class GeneralizedReparameterization(GradientEstimator):
     families: ClassVar[tuple[type[Distribution], ...]] = (Gamma, Beta, LogNormal)
     needs_gradient: ClassVar[bool] = True
     evaluations: ClassVar[tuple[int, int]] = (1, 1)
+    pathwise: ClassVar[bool] = True
+
+    def is_twice_differentiable(self, q: Distribution) -> bool:
+        """It is not: f weights the score as a number."""
+        return False
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
-        """Differentiate f along the transformation, and weight the score of the standardised noise by f."""
+        """Let f carry its gradient along the transformation, and add the score of the standardised noise, times f."""
         base = base_distribution(q)
         location, spread = _moments(base)
         y = location + spread * ((_draw(q) - location) / spread).detach()
         z = y.sigmoid() if isinstance(base, Beta) else y.exp()
         value = f(z)
-        # The density of the noise: that of y, times the derivative of y.
-        log_density = (_log_density(base, y) + spread.log()).reshape(*value.shape, -1).sum(-1)
-        objective = (value.detach() * log_density).sum()
-        if value.requires_grad:
-            objective = objective + value.sum()
-        along = torch.autograd.grad(
-            objective, [*leaves.values(), z], retain_graph=True, allow_unused=True, materialize_grads=False
-        )
-        if along[-1] is None:
+        if z.requires_grad and not depends_on(value, z):
             raise ValueError(
                 "GeneralizedReparameterization differentiates f, but f(z) has no gradient in z. "
                 "Use REINFORCE or StochasticBackprop(f_gradient=False)."
             )
-        gradients = (
-            torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves.values(), along[:-1], strict=True)
-        )
-        return Estimate(value, dict(zip(leaves, gradients, strict=True)))
+        # The density of the noise: that of y, times the derivative of y.
+        log_density = (_log_density(base, y) + spread.log()).reshape(*value.shape, -1).sum(-1)
+        return Estimate(value + value.detach() * (log_density - log_density.detach()))
 
 
 def _moments(base: Distribution) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,7 @@ class LAX(GradientEstimator):
     families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
     needs_gradient: ClassVar[bool] = False
     evaluations: ClassVar[tuple[int, int]] = (1, 0)
+    learns_variance: ClassVar[bool] = True
 
     def __init__(self, surrogate: nn.Module | None = None, num_samples: int = 1) -> None:
         super().__init__(num_samples)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.distributions import Beta, Dirichlet, Distribution, Gamma, StudentT
 
-from lightning_estimators.distributions import base_distribution
-from lightning_estimators.estimators.base import Estimate, GradientEstimator
+from lightning_estimators.distributions import base_distribution, rebuild
+from lightning_estimators.estimators.base import Estimate, GradientEstimator, depends_on
 from lightning_estimators.objectives import Objective
 
 __all__ = ["Pathwise"]
@@ -62,10 +64,52 @@ class Pathwise(GradientEstimator):
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Return f at a sample that is attached to the parameters."""
-        z = q.rsample()
+        z = q.rsample() if self.is_twice_differentiable(q) else _implicit_sample(q, leaves)
+        z = z.view_as(z)  # a node of its own: f may reach the parameters another way
         value = f(z)
-        if z.requires_grad and not value.requires_grad:
+        if z.requires_grad and not depends_on(value, z):
             raise ValueError(
                 "Pathwise differentiates f, but f(z) has no gradient in z. Use REINFORCE or StochasticBackprop."
             )
         return Estimate(value)
+
+
+def _implicit_sample(q: Distribution, parameters: dict[str, Tensor]) -> Tensor:
+    """Draw a sample whose derivatives in the parameters are numbers.
+
+    Implicit derivatives have none themselves, and fail when they are asked for one: as an estimator around this one
+    does, whose control variate is the cost and whose own parameters learn from the derivative of its gradient.
+    """
+    leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+    path = rebuild(q, leaves).rsample()
+    z: Tensor = _Implicit.apply(_Path(path, list(leaves.values())), *parameters.values())
+    return z
+
+
+@dataclass
+class _Path:
+    """Hides a sample and the parameters it was drawn with from autograd."""
+
+    sample: Tensor
+    leaves: list[Tensor]
+
+
+class _Implicit(torch.autograd.Function):
+    """The sample; sends the product of the upstream gradient and its derivatives to each parameter."""
+
+    @staticmethod
+    def forward(ctx: Any, path: _Path, *parameters: Tensor) -> Tensor:
+        ctx.path = path
+        return path.sample.detach()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = torch.autograd.grad(
+            ctx.path.sample,
+            ctx.path.leaves,
+            upstream,
+            retain_graph=True,
+            create_graph=torch.is_grad_enabled(),  # linear in the upstream gradient, which may be differentiated
+            allow_unused=True,
+        )
+        return (None, *gradients)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution
 from torch.nn.functional import softplus
 
-from lightning_estimators.distributions import base_distribution
+from lightning_estimators.distributions import base_distribution, probabilities
+from lightning_estimators.estimators.base import depends_on
 from lightning_estimators.noise import uniform
 
 __all__ = ["check_differentiable", "conditional_relaxation", "hard", "relax", "relaxation", "score"]
@@ -75,16 +76,8 @@ def check_differentiable(estimator: nn.Module, value: Tensor, soft: Tensor) -> N
     Raises:
         ValueError: There is no way.
     """
-    if not soft.requires_grad:
+    if not soft.requires_grad or depends_on(value, soft):
         return
-    goal, todo, seen = soft.grad_fn, [value.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is goal:
-            return
-        if node is not None and node not in seen:
-            seen.add(node)
-            todo.extend(parent for parent, _ in node.next_functions)
     raise ValueError(
         f"{type(estimator).__name__} differentiates f at relaxed samples, but f(z) has no gradient in z. "
         "Use RELAX, REINFORCE or StochasticBackprop for a black box."
@@ -93,7 +86,7 @@ def check_differentiable(estimator: nn.Module, value: Tensor, soft: Tensor) -> N
 
 def score(q: Distribution, b: Tensor) -> Tensor:
     """Return the gradient of log q(b) in the (unnormalised) logits: b - p."""
-    return b - base_distribution(q).mean.detach()
+    return b - probabilities(q).detach()
 
 
 def _logits(q: Distribution) -> Tensor:

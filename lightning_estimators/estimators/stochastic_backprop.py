@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Beta, Dirichlet, Distribution, OneHotCategorical
 
 from lightning_estimators.distributions import Delta, base_distribution, sample
-from lightning_estimators.estimators.base import Estimate, GradientEstimator
+from lightning_estimators.estimators.base import Estimate, GradientEstimator, depends_on
 from lightning_estimators.objectives import Objective
 from lightning_estimators.rules import (
     cumulant_for,
@@ -132,8 +132,9 @@ class StochasticBackprop(GradientEstimator):
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Sample, and apply the rule at the sample."""
         if self.is_pathwise(q):
-            value = f(leaves["value"])
-            if leaves["value"].requires_grad and not value.requires_grad:
+            z = leaves["value"].view_as(leaves["value"])  # a node of its own: f may reach the point another way
+            value = f(z)
+            if z.requires_grad and not depends_on(value, z):
                 raise ValueError(
                     "the rule of Delta is backpropagation, but f(z) has no gradient in z. Give f one, or q a family "
                     "with randomness to learn from."

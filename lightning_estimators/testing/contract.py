@@ -69,7 +69,8 @@ def check_saturated(factory: Factory, report: Report) -> None:
 def check_refusals(factory: Factory, report: Report) -> None:
     """TypeError for families that are not declared, by `check` and by a call; ValueError for an f of another shape.
 
-    For an f without gradient in z: ValueError if `needs_gradient`, else a finite gradient.
+    For an f without gradient in z: ValueError if `needs_gradient`, else a finite gradient (for continuous families a
+    ValueError too: a rule may need what others do not); never an answer of zeros.
     """
     check = "refusals"
     logits = torch.zeros(4, 2, 3, requires_grad=True)
@@ -88,29 +89,40 @@ def check_refusals(factory: Factory, report: Report) -> None:
         def black_box(z: Tensor, scale: Tensor = scale, event: tuple[int, ...] = tuple(q.event_shape)) -> Tensor:
             return scale * (z.detach() > 0.5).to(z.dtype).sum(tuple(range(-len(event), 0)))
 
-        if subject.estimator.needs_gradient:
+        discrete = family in (Bernoulli, OneHotCategorical)
+        if subject.estimator.needs_gradient or (not discrete and _raises(ValueError, partial(subject, q, black_box))):
             what = "an f that has no gradient in z, which `needs_gradient` says it needs"
             _refuses(ValueError, partial(subject, q, black_box), check, family.__name__, what)
         else:
             (gradient,) = torch.autograd.grad(subject(q, black_box).sum(), logits)
-            finite = bool(gradient.isfinite().all())
-            require(finite, check, family.__name__, f"the gradient of a black box is not finite: {gradient}")
+            seen = family is OneHotCategorical or bool((gradient != 0).any())  # exactly one entry is 1: a constant cost
+            require(
+                seen and bool(gradient.isfinite().all()),
+                check,
+                family.__name__,
+                f"the gradient of a black box is zero or not finite: {gradient}",
+            )
 
 
 def check_cost(factory: Factory, report: Report) -> None:
-    """`cost(q)` is what a plain callable is asked: points evaluated, and points at which its gradient is taken."""
+    """`cost(q)` is what a plain callable is asked: points evaluated, and points at which its gradient is taken.
+
+    For discrete families, where there are any: rules for continuous ones cost what the family and f make of them.
+    """
     check = "cost"
-    for family in families(factory):
+    found = families(factory)
+    discrete = [family for family in found if family in (Bernoulli, OneHotCategorical)]
+    for family in discrete or found:
         logits = torch.zeros(5, 2, 3, dtype=torch.float64, requires_grad=True)
-        q = one_layer(family, logits[..., 0] if family is Bernoulli else logits)
+        q = one_layer(family, logits if family is OneHotCategorical else logits[..., 0])
         subject = build(factory, q)
         subject.estimator.requires_grad_(requires_grad=False)  # training own parameters differentiates more than once
         counted = _Counted(weighted_squares(q), q.event_shape.numel())
         torch.autograd.backward(subject(q, counted).sum())
-        found = (counted.values / len(logits), counted.gradients / len(logits))
+        asked = (counted.values / len(logits), counted.gradients / len(logits))
         declared = subject.estimator.cost(q)
-        message = f"cost(q) says {declared} evaluations of f and of its gradient per batch element, counted {found}"
-        require(found == declared, check, family.__name__, message)
+        message = f"cost(q) says {declared} evaluations of f and of its gradient per batch element, counted {asked}"
+        require(asked == declared, check, family.__name__, message)
 
 
 def check_copies(factory: Factory, report: Report) -> None:
@@ -118,7 +130,7 @@ def check_copies(factory: Factory, report: Report) -> None:
     check = "copies"
     for family in families(factory):
         logits = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        logits = (logits[..., 0] if family is Bernoulli else logits).clone().requires_grad_()
+        logits = (logits if family is OneHotCategorical else logits[..., 0]).clone().requires_grad_()
         subject = build(factory, one_layer(family, logits))
         for _ in range(3):  # running statistics and own parameters leave their initial values
             q = one_layer(family, logits)
@@ -171,6 +183,14 @@ def _outcome(subject: Subject, family: type[Distribution], logits: Tensor) -> li
     sources = [logits, *subject.own().values()]
     gradients = torch.autograd.grad(value.sum(), sources, allow_unused=True, materialize_grads=True)
     return [value.detach(), *gradients]
+
+
+def _raises(kind: type[Exception], call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except kind:
+        return True
+    return False
 
 
 def _refuses(kind: type[Exception], call: Callable[[], object], check: str, problem: str, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Expectations over one or two layers of discrete latents, small enough to be summed exactly."""
+"""Expectations over one or two layers of latents, small enough to be summed, or integrated on a grid, exactly."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent
+from torch.distributions import Bernoulli, Distribution, Gamma, Independent, Normal, OneHotCategorical
 from torch.nn.functional import log_softmax, one_hot, softplus
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "from_logits"]
 
 Estimator = Callable[[Distribution, Callable[[Tensor], Tensor]], Tensor]
 
@@ -24,7 +24,7 @@ class Problem:
     backward pass gives one independent estimate of the gradient per element of the batch. Everything is float64.
 
     Args:
-        family: `Bernoulli` or `OneHotCategorical`.
+        family: `Bernoulli`, `OneHotCategorical`, `Normal` or `Gamma` (see `from_logits`).
         layers: 1 or 2.
         variables: Latent variables per layer.
         categories: Of each one-hot variable.
@@ -53,7 +53,7 @@ class Problem:
     @property
     def event_shape(self) -> tuple[int, ...]:
         """Of each layer's latents."""
-        return (self.variables,) if self.family is Bernoulli else (self.variables, self.categories)
+        return (self.variables, self.categories) if self.family is OneHotCategorical else (self.variables,)
 
     @property
     def features(self) -> int:
@@ -80,7 +80,7 @@ class Problem:
 
     def distribution(self, logits: Tensor) -> Distribution:
         """Return the layer's distribution."""
-        return Independent(self.family(logits=logits), 1)  # type: ignore[call-arg]
+        return Independent(from_logits(self.family, logits), 1)
 
     def cost(self, parameters: dict[str, Tensor], *latents: Tensor) -> Tensor:
         """Return the cost of latents that may have more leading axes than the parameters."""
@@ -124,6 +124,10 @@ class Problem:
     def exact(self) -> dict[str, Tensor]:
         """Return the objective (`value`) and its gradient in every parameter, by summing over the support."""
         parameters = {name: p.requires_grad_() for name, p in self.parameters().items()}
+        if self.family in (Normal, Gamma):
+            value = self._integral(parameters)
+            gradients = torch.autograd.grad(value, list(parameters.values()))
+            return {"value": value.detach(), **dict(zip(parameters, gradients, strict=True))}
         value = torch.zeros((), dtype=torch.float64)
         for b in self._support():
             weight = self._probability(parameters["logits"], b)
@@ -136,6 +140,28 @@ class Problem:
         gradients = torch.autograd.grad(value, list(parameters.values()))
         return {"value": value.detach(), **dict(zip(parameters, gradients, strict=True))}
 
+    def _integral(self, parameters: dict[str, Tensor]) -> Tensor:
+        """Return the objective on a grid over two variables: of one layer, or one of each of two."""
+        if self.layers * self.variables != 2:
+            raise ValueError(f"{self} is integrated over two variables, got {self.variables} in each layer.")
+        # Even grids integrate what is smooth and vanishes at the ends to all digits; gammas are so on the log scale.
+        gamma = self.family is Gamma
+        y = torch.linspace(-240.0, 7.0, 1236) if gamma else torch.linspace(-15.0, 15.0, 601)
+        y = y.to(torch.float64)
+        z = y.exp() if gamma else y
+        weights = (y[1] - y[0]) * (z if gamma else torch.ones_like(z))
+        first, second = z.unsqueeze(-1), z.unsqueeze(-1)
+        logits = parameters["logits"]
+        if self.layers == 1:
+            density = self._log_prob(logits[:1], first)[:, None] + self._log_prob(logits[1:], second)
+            latents = [torch.cartesian_prod(z, z).reshape(len(z), len(z), 2)]
+        else:
+            inner = self._inner_logits(parameters, first).unsqueeze(1)
+            density = self._log_prob(logits, first)[:, None] + self._log_prob(inner, second)
+            shape = (len(z), len(z), 1)
+            latents = [first.unsqueeze(1).expand(shape), second.expand(shape)]
+        return weights @ (density.exp() * self.cost(parameters, *latents)) @ weights
+
     def _inner_logits(self, parameters: dict[str, Tensor], b: Tensor) -> Tensor:
         x = b.flatten(-len(self.event_shape))
         flat = (parameters["inner_weight"] * x.unsqueeze(-2)).sum(-1) + parameters["inner_bias"]
@@ -145,6 +171,9 @@ class Problem:
         # Linear in b, so that it is smooth at relaxed b too (torch's categorical takes the argmax there).
         if self.family is Bernoulli:
             return (b * logits - softplus(logits)).sum(-1)
+        if self.family is not OneHotCategorical:
+            log_prob: Tensor = self.distribution(logits).log_prob(b)
+            return log_prob
         return (b * log_softmax(logits, -1)).sum((-2, -1))
 
     def _support(self) -> list[Tensor]:
@@ -158,3 +187,16 @@ class Problem:
         if self.family is Bernoulli:
             return torch.where(b > 0, torch.sigmoid(logits), torch.sigmoid(-logits)).prod()
         return (torch.softmax(logits, -1) * b).sum(-1).prod()
+
+
+def from_logits(family: type[Distribution], logits: Tensor) -> Distribution:
+    """Return a family of which all parameters are functions of one tensor of any real numbers.
+
+    Bernoullis and one-hot variables by their logits l; Normal(l, .1 + softplus(l)); Gamma(.5 + softplus(l),
+    .5 + softplus(-l)).
+    """
+    if family is Normal:
+        return Normal(logits, 0.1 + softplus(logits))
+    if family is Gamma:
+        return Gamma(0.5 + softplus(logits), 0.5 + softplus(-logits))
+    return family(logits=logits)  # type: ignore[call-arg]

@@ -8,17 +8,18 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, OneHotCategorical
+from torch.distributions import Bernoulli, Distribution, Gamma, Independent, Normal, OneHotCategorical
 
 from lightning_estimators.estimators import GradientEstimator
+from lightning_estimators.testing.problems import from_logits
 
 __all__ = ["CONTEXT", "Cost", "Factory", "Subject", "accepts", "build", "families", "layouts", "one_layer"]
 
 Factory = Callable[[], GradientEstimator]
 """Takes no argument; returns a new estimator at every call."""
 
-FAMILIES: tuple[type[Distribution], ...] = (Bernoulli, OneHotCategorical)
-"""Families for which the suite has problems."""
+FAMILIES: tuple[type[Distribution], ...] = (Bernoulli, OneHotCategorical, Normal, Gamma)
+"""Families for which the suite has problems: all discrete ones, and one of each kind of support for the continuous."""
 
 CONTEXT = torch.tensor([0.5, -1.0], dtype=torch.float64)
 """Features for estimators that need some."""
@@ -68,7 +69,7 @@ def families(factory: Factory) -> list[type[Distribution]]:
     found = [f for f in FAMILIES if issubclass(f, declared) and accepts(factory, one_layer(f, torch.zeros(2, 2, 2)))]
     if not found:
         raise ValueError(
-            "the suite has problems for Bernoulli and OneHotCategorical, of which the estimator takes none: "
+            f"the suite has problems for {', '.join(f.__name__ for f in FAMILIES)}, of which the estimator takes none: "
             f"it declares {declared}."
         )
     return found
@@ -84,28 +85,29 @@ def accepts(factory: Factory, q: Distribution) -> bool:
 
 
 def one_layer(family: type[Distribution], logits: Tensor) -> Distribution:
-    """Return vectors of Bernoullis, or of one-hot variables with the last axis as categories."""
-    base = family(logits=logits)  # type: ignore[call-arg]
-    return Independent(base, 1)
+    """Return vectors of scalars, or of one-hot variables with the last axis as categories."""
+    return Independent(from_logits(family, logits), 1)
 
 
 def layouts(families: list[type[Distribution]], scale: float) -> Iterator[tuple[str, Tensor, Distribution]]:
     """Yield a name, a leaf and a distribution on it: by logits and by probs, in both precisions, in many shapes.
 
     Args:
-        families: Bernoulli, one-hot categorical.
+        families: Those of the suite.
         scale: The logits are normal with this standard deviation; all ±50 if it is infinite.
     """
     generator = torch.Generator().manual_seed(0)
     for family, parameter, dtype in product(families, ("logits", "probs"), (torch.float32, torch.float64)):
-        bernoulli = family is Bernoulli
-        for batch, event in product(((), (4,), (2, 3)), ((), (3,), (2, 3)) if bernoulli else ((3,), (2, 3), (2, 2, 2))):
+        one_hot = family is OneHotCategorical
+        if parameter == "probs" and not (one_hot or family is Bernoulli):
+            continue
+        for batch, event in product(((), (4,), (2, 3)), ((3,), (2, 3), (2, 2, 2)) if one_hot else ((), (3,), (2, 3))):
             logits = torch.randn((*batch, *event), generator=generator, dtype=torch.float64)
             logits = 50 * logits.sign() if scale == float("inf") else scale * logits
             if parameter == "probs":
-                logits = torch.sigmoid(logits) if bernoulli else torch.softmax(logits, -1)
+                logits = torch.softmax(logits, -1) if one_hot else torch.sigmoid(logits)
             leaf = logits.to(dtype).requires_grad_()
-            base = family(**{parameter: leaf})  # type: ignore[arg-type]
-            variables = len(event) if bernoulli else len(event) - 1
+            base = family(probs=leaf) if parameter == "probs" else from_logits(family, leaf)  # type: ignore[call-arg]
+            variables = len(event) - 1 if one_hot else len(event)
             q = Independent(base, variables) if variables else base
             yield f"{family.__name__}({parameter}), batch {batch}, event {event}, {dtype}", leaf, q

@@ -4,11 +4,14 @@ from torch import nn
 
 from lightning_estimators.baselines import LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline
 from lightning_estimators.estimators import (
+    LAX,
     REBAR,
     REINFORCE,
     RELAX,
     Concrete,
     Enumeration,
+    GeneralizedReparameterization,
+    Pathwise,
     RelaxedREBAR,
     StochasticBackprop,
 )
@@ -52,4 +55,10 @@ CASES = {
     "RelaxedREBAR/3": lambda: RelaxedREBAR(small_surrogate(), num_samples=3),
     "StochasticBackprop": StochasticBackprop,
     "StochasticBackprop/3": lambda: StochasticBackprop(num_samples=3),
+    "Pathwise": Pathwise,
+    "Pathwise/3": lambda: Pathwise(num_samples=3),
+    "LAX": lambda: LAX(small_surrogate()),
+    "LAX/3": lambda: LAX(small_surrogate(), num_samples=3),
+    "GeneralizedReparameterization": GeneralizedReparameterization,
+    "GeneralizedReparameterization/3": lambda: GeneralizedReparameterization(num_samples=3),
 }
