@@ -2,9 +2,19 @@
 
 import pytest
 import torch
-from torch.distributions import Gamma, Independent, Laplace, MultivariateNormal, NegativeBinomial
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Dirichlet,
+    Gamma,
+    Independent,
+    Laplace,
+    MultivariateNormal,
+    NegativeBinomial,
+)
 
-from lightning_estimators.estimators import StochasticBackprop
+from lightning_estimators.estimators import REBAR, Pathwise, RelaxedREBAR, StochasticBackprop
+from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import CallableObjective, ExponentialCost, SquaredCost
 from lightning_estimators.rules import (
     gamma_cumulant,
@@ -121,3 +131,34 @@ def test_samples_share_coefficients():
     scale = 1 / rate.detach()
     by_scale = 1.5 * (2 * (z - 0.49) + 2 * scale)
     torch.testing.assert_close(rate.grad, (-(scale**2) * by_scale).mean(0))
+
+
+@pytest.mark.parametrize("family", ["gamma", "beta", "dirichlet"])
+@pytest.mark.parametrize("outer", [REBAR, lambda: RelaxedREBAR(Surrogate(hidden=[3], activation="tanh"))])
+def test_implicit_samples_inside_a_control_variate_that_learns(family, outer):
+    """Its temperature asks for the derivative of the gradient of the cost, which implicit derivatives have not."""
+    torch.manual_seed(0)
+    logits, shape = torch.randn(64, 2, requires_grad=True), torch.full((64,), 1.3, requires_grad=True)
+    estimator = outer()
+
+    def f(b):
+        a = shape * (1 + b[..., 0])
+        if family == "gamma":
+            return Pathwise()(Gamma(a, 1 + b[..., 1]), lambda z: z.square())
+        if family == "beta":
+            return Pathwise()(Beta(a, 1 + b[..., 1]), lambda z: z.square())
+        return Pathwise()(Dirichlet(torch.stack([a, 1 + b[..., 1]], -1)), lambda z: z[..., 0].square())
+
+    estimator(Independent(Bernoulli(logits=logits), 1), f).sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in (logits, shape, *estimator.parameters()))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_implicit_gradients_are_those_of_torch(samples):
+    alpha = torch.tensor([[0.7, 2.0, 1.1]], dtype=F64, requires_grad=True)
+    torch.manual_seed(0)
+    Pathwise(num_samples=samples)(Dirichlet(alpha), lambda z: z[..., 0].sin() * z[..., 1]).sum().backward()
+    torch.manual_seed(0)
+    z = Dirichlet(alpha.expand(samples, 1, 3)).rsample()
+    (expected,) = torch.autograd.grad((z[..., 0].sin() * z[..., 1]).mean(0).sum(), alpha)
+    torch.testing.assert_close(alpha.grad, expected)
