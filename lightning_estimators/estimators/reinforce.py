@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from lightning_estimators.baselines import Baseline, MovingAverage
-from lightning_estimators.distributions import sample
+from lightning_estimators.distributions import base_distribution, sample
 from lightning_estimators.estimators.base import Estimate, GradientEstimator
+from lightning_estimators.estimators.relaxation import score
 from lightning_estimators.objectives import Objective
 
 __all__ = ["REINFORCE"]
@@ -72,6 +73,9 @@ class REINFORCE(GradientEstimator):
         z = sample(q)
         value = f(z)
         signal, control = self.baseline(value.detach(), context)
+        if isinstance(base_distribution(q), Bernoulli | OneHotCategorical):
+            gradient = signal.reshape(signal.shape + (1,) * len(q.event_shape)) * score(q, z)
+            return Estimate(value, dict.fromkeys(leaves, gradient), control)
         # The score of one sample depends on that sample's parameters only, so weighting the log-probabilities
         # by the signal weights every score by its own.
         (*gradients,) = torch.autograd.grad((signal * q.log_prob(z)).sum(), list(leaves.values()))

@@ -9,14 +9,15 @@ from typing import Literal, cast
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, OneHotCategorical
-from torch.nn.functional import log_softmax, softplus
+from torch.distributions import Bernoulli, Distribution, Independent
+from torch.nn.functional import softplus
 
-from lightning_estimators.distributions import base_distribution
+from lightning_estimators.distributions import base_distribution, one_hot_categorical, probabilities
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.modules.latent import LatentImageModel, check_choice, wide
 from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import BernoulliLinear, Objective
+from lightning_estimators.objectives.softplus_change import summed_softplus
 
 __all__ = ["DiscreteLatentModel"]
 
@@ -127,7 +128,7 @@ class DiscreteLatentModel(LatentImageModel):
             raise ValueError(f"num_categories must be at least 2, got {num_categories}.")
         self.latent, self.kl, self.hidden = latent, kl, list(hidden)
         self.event_shapes = [(n, num_categories) if latent == "categorical" else (n,) for n in num_latents]
-        num_pixels = math.prod(image_shape)
+        num_pixels = self._num_pixels(image_shape)
         sizes = [num_pixels, *(math.prod(shape) for shape in self.event_shapes)]
         self.encoder = nn.ModuleList(
             MLP(num_pixels, hidden, size) if i == 0 else LatentMLP(self.event_shapes[i - 1], hidden, size)
@@ -146,20 +147,23 @@ class DiscreteLatentModel(LatentImageModel):
     def _reconstruction(self, i: int, below: Tensor) -> Objective:
         if self.hidden or (i > 0 and self.latent == "categorical"):
             return super()._reconstruction(i, below)
-        weight, bias = (wide(tensor) for tensor in cast(LatentMLP, self.decoder[i]).affine())
-        return BernoulliLinear(weight, bias, below, len(self.event_shapes[i]))
+        network = cast(LatentMLP, self.decoder[i])
+        weight, bias = wide(network.first.weight), wide(network.first.bias)
+        return BernoulliLinear(weight, bias, below, len(self.event_shapes[i]), signed=network.signed)
 
     def _log_probs(self, i: int, z: Tensor, q: Distribution) -> Tensor:
-        # Extended linearly to z between 0 and 1, where relaxations take it.
+        # Extended linearly to z between 0 and 1, where relaxations take it. Logits of categoricals are normalised.
         logits = _logits(q)
-        return z * log_softmax(logits, -1) if self.latent == "categorical" else z * logits - softplus(logits)
+        return z * logits if self.latent == "categorical" else z * logits - softplus(logits)
 
     def _kl(self, i: int, q: Distribution) -> Tensor:
         # log p and log q are linear in b: their expectations are their values at the probabilities.
-        return self._log_ratios(i, base_distribution(q).mean, q).flatten(-len(q.event_shape)).sum(-1)
+        return self._log_ratios(i, probabilities(q), q).flatten(-len(q.event_shape)).sum(-1)
 
     def _pixel_cost(self, pixels: Tensor, output: Tensor) -> Tensor:
         logits = wide(output)
+        if not logits.requires_grad:  # as at the changed latents of exact rules, where this is half of the time
+            return summed_softplus(logits) - (pixels * logits).sum(-1)
         return (softplus(logits) - pixels * logits).sum(-1)
 
     def _means(self, output: Tensor) -> Tensor:
@@ -172,11 +176,12 @@ class DiscreteLatentModel(LatentImageModel):
         return self._q(len(self.event_shapes) - 1, self.prior.flatten())
 
     def _q(self, i: int, output: Tensor) -> Distribution:
-        family = Bernoulli if self.latent == "bernoulli" else OneHotCategorical
-        logits = output.reshape(*output.shape[:-1], *self.event_shapes[i])
         # In half precision probabilities would round to 1. Not validated: the training loop reports logits that are
         # not finite, and names the step.
-        return Independent(family(logits=wide(logits), validate_args=False), 1, validate_args=False)
+        logits = wide(output.reshape(*output.shape[:-1], *self.event_shapes[i]))
+        bernoulli = self.latent == "bernoulli"
+        base = Bernoulli(logits=logits, validate_args=False) if bernoulli else one_hot_categorical(logits)
+        return Independent(base, 1, validate_args=False)
 
 
 def _logits(q: Distribution) -> Tensor:

@@ -61,7 +61,7 @@ class Objective(ABC):
 
     event_dim: int = 1
     chunk_bytes: int | None = None
-    cpu_chunk_bytes: ClassVar[int] = 2**23
+    cpu_chunk_bytes: ClassVar[int] = 2**20  # what f makes of it, several times as large, should stay in cache
     degree: int | None = None
     closed_derivatives: bool = False
 

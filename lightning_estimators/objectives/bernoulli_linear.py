@@ -35,6 +35,7 @@ class BernoulliLinear(Objective):
         bias: c, shape `(P,)`, or None.
         target: x in [0, 1], broadcastable to `lead + (P,)`.
         event_dim: How many of the last axes of z are the event, categories included.
+        signed: Whether $2z - 1$ enters in place of z.
 
     Raises:
         ValueError: The shapes of weight, bias and target do not fit each other.
@@ -54,7 +55,9 @@ class BernoulliLinear(Objective):
 
     closed_derivatives = True
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, target: Tensor, event_dim: int = 1) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, target: Tensor, event_dim: int = 1, *, signed: bool = False
+    ) -> None:
         check_linear(type(self).__name__, weight, bias)
         if target.ndim < 1 or target.shape[-1] != len(weight):
             raise ValueError(
@@ -62,10 +65,11 @@ class BernoulliLinear(Objective):
                 f"{tuple(weight.shape)}, got {tuple(target.shape)}. Flatten images before they become targets."
             )
         self.weight, self.bias, self.target, self.event_dim = weight.reshape(len(weight), -1), bias, target, event_dim
+        self.signed = signed
 
     def value(self, z: Tensor) -> Tensor:
         """Return -log p(x | z), attached to W and c."""
-        logits = linear(z, self.weight, self.bias, self.event_dim)
+        logits = linear(2 * z - 1 if self.signed else z, self.weight, self.bias, self.event_dim)
         target = self.target.to(logits.dtype).expand(logits.shape)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
 
@@ -165,10 +169,12 @@ class BernoulliLinear(Objective):
         return True
 
     def _at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return W, pre-activations and targets, flattened to `(L, P)`, in float32 or better."""
+        """Return da/dz, pre-activations and targets, flattened to `(L, P)`, in float32 or better."""
         dtype = torch.promote_types(torch.promote_types(self.weight.dtype, z.dtype), torch.float32)
         weight = self.weight.to(dtype)
-        a = linear(z, weight, None if self.bias is None else self.bias.to(dtype), self.event_dim)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        a = linear(2 * z - 1 if self.signed else z, weight, bias, self.event_dim)
+        weight = 2 * weight if self.signed else weight
         return weight, a.reshape(-1, len(weight)), self.target.to(dtype).expand(a.shape).reshape(-1, len(weight))
 
 

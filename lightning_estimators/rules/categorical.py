@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, OneHotCategorical
 
-from lightning_estimators.distributions import base_distribution
+from lightning_estimators.distributions import probabilities
 from lightning_estimators.objectives import Objective
 from lightning_estimators.rules.base import register_rule
 
@@ -28,5 +28,5 @@ def categorical_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
     alternatives = torch.stack([z.roll(a, -1) for a in range(1, z.shape[-1])])
     changes = f.coordinate_change(z, alternatives)
     by_class = (alternatives * changes.unsqueeze(-1)).sum(0)  # zero for the sampled class
-    probs = base_distribution(q).mean.detach()
+    probs = probabilities(q).detach()
     return {"logits": probs * (by_class - (probs * by_class).sum(-1, keepdim=True))}
