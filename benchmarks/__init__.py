@@ -1,0 +1,1 @@
+"""How long steps take: measurements that are run from a checkout, not part of the package."""
