@@ -146,7 +146,7 @@ class Problem:
             raise ValueError(f"{self} is integrated over two variables, got {self.variables} in each layer.")
         # Even grids integrate what is smooth and vanishes at the ends to all digits; gammas are so on the log scale.
         gamma = self.family is Gamma
-        y = torch.linspace(-240.0, 7.0, 1236) if gamma else torch.linspace(-15.0, 15.0, 601)
+        y = torch.linspace(-80.0, 7.0, 436) if gamma else torch.linspace(-15.0, 15.0, 601)
         y = y.to(torch.float64)
         z = y.exp() if gamma else y
         weights = (y[1] - y[0]) * (z if gamma else torch.ones_like(z))
