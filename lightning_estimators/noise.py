@@ -8,6 +8,7 @@ lowers the variance and, since every point keeps its own distribution, changes n
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,11 +16,14 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-__all__ = ["CommonNoise", "replaying", "uniform"]
+__all__ = ["CommonNoise", "period", "replaying", "together", "uniform"]
 
 # Batch axes along which noise is drawn once, each named by how many batch axes stand to its right
 # (inner estimators add axes on the left only, so that count is the same at every depth).
 _shared_axes: ContextVar[tuple[int, ...]] = ContextVar("shared_axes", default=())
+
+_periods = itertools.count(1)
+_period: ContextVar[int | None] = ContextVar("period", default=None)
 
 
 def uniform(
@@ -48,6 +52,28 @@ def uniform(
 def replaying() -> bool:
     """Whether noise that was used before is being drawn again, so that past costs are not independent of it."""
     return bool(_shared_axes.get())
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Make one period of all that runs inside: noise drawn there may be drawn again there, and nowhere else.
+
+    Every call of an estimator is one, with the calls inside its cost; also a decorator.
+    """
+    token = _period.set(period())
+    try:
+        yield
+    finally:
+        _period.reset(token)
+
+
+def period() -> int:
+    """Return the number of the period that is running, or of a new one outside of any.
+
+    What was learned of costs before a period is independent of all noise that is replayed in it.
+    """
+    now = _period.get()
+    return next(_periods) if now is None else now
 
 
 class CommonNoise:

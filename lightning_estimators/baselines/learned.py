@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_estimators.baselines.base import Baseline, average_over_ranks
-from lightning_estimators.noise import replaying
+from lightning_estimators.noise import period, replaying
 
 __all__ = ["LearnedBaseline"]
 
@@ -59,6 +59,7 @@ class LearnedBaseline(Baseline):
         for name in ("average", "variance", "started"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("previous", torch.zeros(()), persistent=False)
+        self.period = 0
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
@@ -89,7 +90,9 @@ class LearnedBaseline(Baseline):
         if self.normalize:
             signal = signal / self.variance.to(cost.dtype).sqrt().clamp_min(1.0)
         if self.training and not again:
-            self.previous.copy_(self.average)
+            if (now := period()) != self.period:  # calls that may be replayed together meet the average from before all
+                self.previous.copy_(self.average)
+                self.period = now
             # After use: what is subtracted above knows only past costs.
             moments = torch.stack([residual.detach().mean(), error.detach().square().mean()])
             mean, square = average_over_ranks(moments).to(self.average.dtype)

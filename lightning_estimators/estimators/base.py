@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from lightning_estimators.configurable import Configurable
 from lightning_estimators.distributions import base_distribution, distribution_parameters, rebuild, sample
-from lightning_estimators.noise import replaying
+from lightning_estimators.noise import replaying, together
 from lightning_estimators.objectives import Objective, as_objective
 from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
 
@@ -105,6 +105,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
             context: What learned parts may look at, broadcastable to `batch_shape + (features,)`, or None.
         """
 
+    @together()
     def forward(self, q: Distribution, f: Cost, context: Tensor | None = None) -> Tensor:
         """Return an estimate of E[f(z)] that can be backpropagated.
 

@@ -62,7 +62,9 @@ def _gradient(coefficient: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
 def series_rule(q: Distribution, z: Tensor, f: Objective, order: int) -> dict[str, Tensor]:
     r"""Return $\sum_{n=1}^N a_n f^{(n)}(z)$, coordinate by coordinate, for every parameter.
 
-    Beta and Dirichlet variables are normalised gammas, differentiated through the normalisation.
+    Beta and Dirichlet variables are normalised gammas, differentiated through the normalisation. The n-th derivative in
+    the gammas is of order G^-n, G their sum, so that term has a mean only where the concentrations sum to more than n;
+    where they sum to little, G underflows and there is no number at all. The jump form has no such limit.
 
     Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, theorem 1 truncated as in eq. 26;
     eqs. 20 and 21 for the beta and the Dirichlet.

@@ -7,7 +7,7 @@ from torch.distributions import Bernoulli, Independent
 
 from lightning_estimators.baselines import Baseline, LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline
 from lightning_estimators.estimators import REBAR, REINFORCE
-from lightning_estimators.noise import CommonNoise
+from lightning_estimators.noise import CommonNoise, replaying, together
 from lightning_estimators.testing import Problem
 
 CONTEXT = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
@@ -163,3 +163,45 @@ def test_a_context_per_sample_of_an_outer_estimator_is_allowed():
 def test_baselines_are_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Baseline()
+
+
+@pytest.mark.parametrize("name", ["moving", "learned"])
+def test_calls_that_are_replayed_together_meet_the_average_from_before_all(name):
+    """As of an estimator that a cost uses twice: the first call's costs are in the average that the second found."""
+    baseline = FACTORIES[name]()
+    baseline(torch.randn(1, 4), CONTEXT)
+    costs = torch.randn(2, 1, 4)
+    with together():
+        noise = CommonNoise(costs.device)
+        first, second = (baseline(cost, CONTEXT)[0] for cost in costs)
+        with noise.replay(new_axis=1):
+            again = [baseline(cost, CONTEXT)[0] for cost in costs]
+    assert torch.equal(again[0], first)
+    assert not torch.allclose(again[1], second)
+    torch.testing.assert_close(again[1] - costs[1], first - costs[0])
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_an_estimator_that_a_cost_uses_twice_replays_with_the_past_only(samples):
+    subtracted = []
+
+    class Watched(MovingAverage):
+        def forward(self, cost, context):
+            signal, control = super().forward(cost, context)
+            subtracted.append((replaying(), (cost - signal).mean().item()))
+            return signal, control
+
+    estimator, inner = REBAR(num_samples=samples), REINFORCE(Watched(decay=0.5))
+
+    def f(b):
+        one, two = (Independent(Bernoulli(logits=s * b), 1) for s in (1.0, -1.0))
+        return inner(one, lambda c: c.sum(-1) + 3) + inner(two, lambda c: (c.sum(-1) - 1).square())
+
+    for _ in range(3):
+        before = inner.baseline.average.item()
+        subtracted.clear()
+        estimator(Independent(Bernoulli(logits=torch.zeros(1, 2, requires_grad=True)), 1), f).sum().backward()
+        again = [c for replayed, c in subtracted if replayed]
+        assert again == pytest.approx([before] * len(again), abs=1e-6)
+        assert len(again) >= 2
+        assert inner.baseline.average.item() != before
