@@ -271,8 +271,8 @@ def test_a_discrete_layer_inside(family, inner):
         # z_0 + z_1 is normal with variance |Lᵀ1|²
         x, w = panel_nodes(torch.linspace(-12, 12, 100).double())
         weight = w * torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-        loc = torch.tensor([0.7, -0.2], dtype=F64, requires_grad=True)
-        factor = torch.tensor([[0.9, 0.0], [-0.5, 1.2]], dtype=F64, requires_grad=True)
+        loc = torch.tensor([0.7, 0.5], dtype=F64, requires_grad=True)
+        factor = torch.tensor([[0.3, 0.0], [0.4, 0.2]], dtype=F64, requires_grad=True)
         deviation = (factor.T @ ONES[:2]).square().sum().sqrt()
         truth = with_gradient((weight * 3 * torch.sigmoid(loc.sum() + deviation * x)).sum(), loc, factor)
         truth[1] = (factor, truth[1][1].tril())
