@@ -179,7 +179,7 @@ class EstimatorCLI(LightningCLI):
             rank_zero_warn(f"`{self.subcommand}` without --ckpt_path sees a model that was never trained.")
         root = settings["default_root_dir"] or os.getcwd()
         logger = settings["logger"]
-        if logger is None or logger is True:
+        if not settings["barebones"] and (logger is None or logger is True):
             # As Lightning's default, but for a metric named hp_metric of which nobody asked.
             logger = TensorBoardLogger(root, version=SLURMEnvironment.job_id(), default_hp_metric=False)
         loggers = [one for one in (logger if isinstance(logger, list) else [logger]) if isinstance(one, Logger)]

@@ -275,7 +275,11 @@ def test_no_checkpoint(capsys):
     assert "no last.ckpt of an earlier run under" in refused(capsys, "test", "--ckpt_path", "last")
     assert "there is no file nothing.ckpt" in refused(capsys, "test", "--ckpt_path", "nothing.ckpt")
     Path("noise.ckpt").write_text("noise")
-    assert "noise.ckpt cannot be read" in refused(capsys, "test", "--ckpt_path", "noise.ckpt")
+    assert "noise.ckpt is no checkpoint, or a damaged one" in refused(capsys, "test", "--ckpt_path", "noise.ckpt")
+    torch.save({"state_dict": {}}, "weights.ckpt")
+    assert "it lacks pytorch-lightning_version" in refused(capsys, "test", "--ckpt_path", "weights.ckpt")
+    torch.save([1], "list.ckpt")
+    assert "it lacks state_dict and" in refused(capsys, "fit", "--ckpt_path", "list.ckpt")
     EstimatorCLI(["fit", *TWO_STEPS])
     assert "monitored no metric" in refused(capsys, "validate", "--ckpt_path", "best")
 
@@ -319,7 +323,7 @@ def test_an_unwritable_folder_is_refused_before_training(capsys):
     ("args", "told"),
     [
         (["fiit"], ["fiit", "'fit'", "'predict'"]),
-        (["fit", "--trainer.max_epoch", "3"], ["unrecognized", "--trainer.max_epoch"]),
+        (["fit", "--trainer.max_epoch", "3"], ["unrecognized", "Did you mean '--trainer.max_epochs'?"]),
         (["fit", "--trainer.max_epochs", "many"], ["--trainer.max_epochs", "int", "'many'"]),
         (["fit", "--model", "Discrete"], ["--model", "'Discrete'", "DiscreteLatentModel", "ToyModel"]),
         (["fit", "--model", "nowhere.Model"], ["--model", "No module named 'nowhere'"]),
@@ -333,7 +337,22 @@ def test_an_unwritable_folder_is_refused_before_training(capsys):
         (["fit", "--model.optimizer", "Adan"], ["--model.optimizer", "'Adan'", "SGD"]),
         (["fit", "--model.num_latents", "[]"], ["num_latents", "at least one layer"]),
         (["fit", "--model.image_shape", "[1, 9, 9]"], ["--model.image_shape", "leave it out"]),
-        (["fit", "--model", "ToyModel", "--data", "Toy"], ["--model", "required", "estimator"]),
+        (
+            ["fit", "--model", "ToyModel", "--data", "Toy"],
+            ["ToyModel needs a value for estimator", "--model.estimator"],
+        ),
+        (["fit", "--model.optimizer.lrr", "1"], ["Adam has no option 'lrr'. Did you mean 'lr'? It has: lr, betas"]),
+        (["fit", "--model.lr_scheduler", "StepL"], ["--model.lr_scheduler", "Did you mean 'StepLR'", "OneCycleLR"]),
+        (["fit", "--model.lr_scheduler", "StepLR"], ["StepLR needs", "--model.lr_scheduler.step_size"]),
+        (
+            ["fit", "--trainer.callbacks+=GradientVariance", "--trainer.callbacks.num_sample=3"],
+            ["GradientVariance has no option 'num_sample'. Did you mean 'num_samples'?"],
+        ),
+        (
+            ["fit", "--trainer.callbacks+=GradientVariance", "--trainer.callbacks.method=guess"],
+            ["--trainer.callbacks.method: expected one of 'fresh', 'moments', got 'guess'"],
+        ),
+        (["fit", *SMALL, "--data", "Toy"], ["DiscreteLatentModel needs image_shape", "--data Digits"]),
         (["fit", "--data", "MNISTT"], ["--data", "Did you mean 'MNIST'", "Omniglot"]),
         (["fit", "--data.batchsize", "3"], ["--data.batchsize", "Did you mean 'batch_size'"]),
         (["fit", "--data.binarization", "dithered"], ["--data.binarization", "'dynamic'", "'none'", "'dithered'"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,24 @@ def _best(last: Path) -> Path:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is no checkpoint, or a damaged one: expected the zip archive that torch.save writes, got "
+            f"{os.path.getsize(path)} bytes of something else. Give another checkpoint, or train again."
+        )
     try:
         # The weights stay on disk.
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint of plain data (torch.load with weights_only=True): "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return checkpoint
+    needed = ("state_dict", "pytorch-lightning_version")
+    missing = [name for name in needed if not isinstance(checkpoint, dict) or name not in checkpoint]
+    if missing:
+        raise ValueError(
+            f"{path} is no checkpoint of a Trainer: it lacks {' and '.join(missing)}. Expected what "
+            "trainer.save_checkpoint or ModelCheckpoint writes; load weights alone with load_state_dict in Python."
+        )
+    return dict(checkpoint)

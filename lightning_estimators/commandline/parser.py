@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from lightning.pytorch import LightningDataModule, Trainer
@@ -30,18 +31,30 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the essence of a message and exit with status 2."""
         # Parsers of nested classes raise instead, and theirs becomes part of the message of the outermost.
-        super().error(_essence(message) if self.exit_on_error else message, ex)
+        known = list(self._option_string_actions)
+        super().error(_essence(message, known) if self.exit_on_error else message, ex)
 
 
-def _essence(message: str) -> str:
+def _essence(message: str, words: list[str]) -> str:
+    message = _first_alternatives(message)
     path = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     classes = re.findall(r"given class_path '([^']+)'", message)
-    if path and classes and (found := re.search(r"Option '([^']+)' is not accepted", message)):
+    if path and classes and (found := re.search(rf"Option '([^']+)' is not accepted(?:{_MAKER})?", message)):
         name = found[1].split(".")[0]
-        known = options(_load(classes[-1]))
+        # What makes an optimizer or a scheduler is given its first argument, parameters or an optimizer, later.
+        owner, known = (
+            (found[2], options(_load(found[2]))[1:]) if found[2] else (classes[-1], options(_load(classes[-1])))
+        )
         return (
-            f"--{path}.{found[1]}: {classes[-1].rsplit('.', 1)[-1]} has no option {name!r}.{_guess(name, known)} "
+            f"--{path}.{found[1]}: {owner.rsplit('.', 1)[-1]} has no option {name!r}.{_guess(name, known)} "
             f"It has: {', '.join(known) or 'none'}."
+        )
+    if path and (found := re.search(r"the following arguments are required: (\w+)(.*)", message)):
+        maker = re.search(rf"callable class: {found[0]}(?:.*\n)+?.*{_GIVEN}", message)
+        owner = maker[1] if maker else classes[-1] if classes else path
+        return (
+            f"--{path}: {owner.rsplit('.', 1)[-1]} needs a value for {found[1]}{found[2]}; "
+            f"give it with --{path}.{found[1]}."
         )
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         known = _class_names(path, classes)
@@ -63,14 +76,38 @@ def _essence(message: str) -> str:
         where = f"--{path}: {classes[-1].rsplit('.', 1)[-1]}: " if classes else f"--{path}: "
         return where + "; ".join(dict.fromkeys(told)) if any(told) else message
     if found := re.fullmatch(r"unrecognized arguments: (.+)", message):
-        return f"{message}. Options are listed by --help, those of a class by e.g. --model.help DiscreteLatentModel."
+        misspelt = (re.split(r"[ =]", word)[0] for word in re.findall(r"--\S+", found[1]))
+        guesses = "".join(dict.fromkeys(_guess(word, words) for word in misspelt))
+        listed = "Options are listed by --help, those of a class by e.g. --model.help DiscreteLatentModel."
+        return f"{message}.{guesses} {listed}"
     return message
 
 
+_GIVEN = r"Given value: Namespace\(class_path='([^']+)'"
+_MAKER = r"\. Got value: Namespace\(class_path='([^']+)'"
 _NOISE = re.compile(
     r"$|Expected a path but|Parser key \"[^\"]*\":$|Does not validate against|Subtypes:|Errors:$|"
     r"Expected a <class 'NoneType'>$|Given value|Problem with given class_path '[^']*':$"
 )
+
+
+def _first_alternatives(message: str) -> str:
+    """Leave out what is said of a class where another has been tried already, as one of a list and as itself."""
+    kept: list[str] = []
+    tried: set[int] = set()
+    left_out: int | None = None
+    for line in message.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if left_out is not None and (indent > left_out or not line.strip()):
+            continue
+        left_out = None
+        if line.lstrip().startswith("- Problem with given class_path"):
+            if indent in tried:
+                left_out = indent
+                continue
+            tried.add(indent)
+        kept.append(line)
+    return "\n".join(kept)
 
 
 def _kind(text: str) -> str:
@@ -89,6 +126,13 @@ def _load(class_path: str) -> type:
     return object if found is None else found
 
 
+def _parts(hint: Any) -> Iterator[Any]:
+    """The hint and what it is made of, such as what a callable returns."""
+    yield hint
+    for argument in get_args(hint):
+        yield from _parts(argument)
+
+
 def _class_names(path: str, classes: list[str]) -> list[str]:
     """Names of the classes that the option at a dotted path accepts, so far as they are imported."""
     bases: tuple[Any, ...]
@@ -97,7 +141,7 @@ def _class_names(path: str, classes: list[str]) -> list[str]:
     elif classes or path.startswith("trainer."):
         owner = _load(classes[-1]) if classes else Trainer
         hint = get_type_hints(owner.__init__).get(path.rpartition(".")[2])  # type: ignore[misc]
-        bases = (hint, *(part for argument in get_args(hint) for part in (argument, *get_args(argument))))
+        bases = tuple(_parts(hint))
     else:
         return []
     names: set[str] = set()

@@ -164,7 +164,7 @@ class ContinuousLatentModel(LatentImageModel):
         self.event_shapes = [
             (n, num_categories) if name == "dirichlet" else (n,) for n, name in zip(num_latents, names, strict=True)
         ]
-        num_pixels = math.prod(image_shape)
+        num_pixels = self._num_pixels(image_shape)
         sizes = [len(f.floors) * math.prod(shape) for f, shape in zip(self.families, self.event_shapes, strict=True)]
         below = [num_pixels, *sizes[:-1]]
         make = ACTIVATIONS[activation]

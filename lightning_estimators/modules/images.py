@@ -45,11 +45,20 @@ class ImageModel(EstimatorModule, ABC):
             image_shape: Channels, height and width.
             data_mean: One number per pixel, or one for all; None to ask the datamodule.
         """
+        self.register_buffer("data_mean", torch.zeros(self._num_pixels(image_shape)))
         self.image_shape = tuple(image_shape)
-        self.register_buffer("data_mean", torch.zeros(math.prod(self.image_shape)))
         self.register_buffer("mean_known", torch.tensor(False))
         if data_mean is not None:
             self._set_data_mean(torch.as_tensor(data_mean))
+
+    def _num_pixels(self, image_shape: tuple[int, int, int]) -> int:
+        """Return the number of pixels; refuse what is no shape of images, such as that of data without images."""
+        if image_shape is None or len(image_shape) != 3 or min(image_shape) < 1:
+            raise ValueError(
+                f"{type(self).__name__} needs image_shape, the channels, height and width of the images, got "
+                f"{image_shape}. On the command line the data say what it is: choose images, such as --data Digits."
+            )
+        return math.prod(image_shape)
 
     def setup(self, stage: str) -> None:
         """Take the training mean when a model that has none is first fitted."""

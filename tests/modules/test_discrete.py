@@ -440,6 +440,7 @@ class Refuses(Recorder):
         (lambda: build(REBAR(), latent="categorical", num_categories=1), ValueError, "num_categories"),
         (lambda: build(REBAR(), test_samples=0), ValueError, "test_samples"),
         (lambda: DiscreteLatentModel(REBAR(), SHAPE, data_mean=[0.1, 0.2]), ValueError, "one number, or one per pixel"),
+        (lambda: DiscreteLatentModel(REBAR(), (4, 4)), ValueError, "channels, height and width"),
         (lambda: build(REBAR()).loss(torch.zeros(2, 1, 3, 3)), ValueError, r"shape \('B', 1, 2, 2\)"),
         (lambda: build(REBAR()).loss([torch.zeros(2, *SHAPE)]), ValueError, "got list"),
     ],
