@@ -69,8 +69,15 @@ class LearnedBaseline(Baseline):
     def prepare(self, context: Tensor | None) -> None:
         """Refuse a missing context; size the network."""
         super().prepare(context)
-        with torch.no_grad():
-            self.network(context)
+        try:
+            with torch.no_grad():
+                self.network(context)
+        except RuntimeError as error:
+            features = "no features" if context is None else f"the {context.shape[-1]} features of the context"
+            raise ValueError(
+                f"the network of LearnedBaseline, {type(self.network).__name__}, cannot be evaluated ({error}). Its "
+                f"input has {features}: make its first layer that wide, or torch.nn.LazyLinear."
+            ) from error
 
     def forward(self, cost: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the (normalized) signal and its square before normalization."""

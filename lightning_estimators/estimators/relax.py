@@ -33,7 +33,7 @@ class RELAX(ControlVariate):
         num_samples: Samples per batch element.
 
     Raises:
-        ValueError: The surrogate answers with another shape.
+        ValueError: The surrogate takes or answers with another shape.
 
     Source: the first paper, eq. 10 in the form of Grathwohl et al. (2018), *Backpropagation through the void*, eq. 8.
 
@@ -58,12 +58,24 @@ class RELAX(ControlVariate):
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
         """Check q and size the surrogate."""
         super().prepare(q, context)
-        with torch.no_grad():
-            evaluate_surrogate(self.surrogate, q, q.mean, context)
+        prepare_surrogate(self.surrogate, q, context)
 
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
         """Return r_φ(z)."""
         return evaluate_surrogate(self.surrogate, q, z, context)
+
+
+def prepare_surrogate(surrogate: nn.Module, q: Distribution, context: Tensor | None) -> None:
+    """Size what is lazy; refuse a surrogate that cannot take z and context, or answers with another shape."""
+    try:
+        with torch.no_grad():
+            evaluate_surrogate(surrogate, q, q.mean, context)
+    except RuntimeError as error:
+        behind = "" if context is None else f" and the {context.shape[-1]} of the context behind them"
+        raise ValueError(
+            f"the surrogate, {type(surrogate).__name__}, cannot be evaluated ({error}). Its input has the "
+            f"{q.event_shape.numel()} entries of z{behind}: make its first layer that wide, or torch.nn.LazyLinear."
+        ) from error
 
 
 def evaluate_surrogate(surrogate: nn.Module, q: Distribution, z: Tensor, context: Tensor | None) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_estimators.estimators.rebar import REBAR
-from lightning_estimators.estimators.relax import evaluate_surrogate
+from lightning_estimators.estimators.relax import evaluate_surrogate, prepare_surrogate
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import Objective
 
@@ -61,8 +60,7 @@ class RelaxedREBAR(REBAR):
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
         """Check q and size the surrogate."""
         super().prepare(q, context)
-        with torch.no_grad():
-            evaluate_surrogate(self.surrogate, q, q.mean, context)
+        prepare_surrogate(self.surrogate, q, context)
 
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
         """Return r_φ(z) + η f(σ_λ(z))."""

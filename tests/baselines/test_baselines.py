@@ -153,6 +153,8 @@ def test_a_missing_context_is_refused_when_prepared_and_when_called():
 def test_networks_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"must map \(\.\.\., features\) to \(\.\.\., 1\)"):
         LearnedBaseline(nn.Linear(2, 3))(torch.zeros(1, 4), CONTEXT)
+    with pytest.raises(ValueError, match="has the 2 features of the context: make"):
+        LearnedBaseline(nn.Linear(3, 1)).prepare(CONTEXT)
 
 
 def test_a_context_per_sample_of_an_outer_estimator_is_allowed():

@@ -198,6 +198,11 @@ def test_surrogates_of_another_shape_are_refused_when_prepared():
     q = Independent(Bernoulli(logits=torch.zeros(4, 3)), 1)
     with pytest.raises(ValueError, match=r"must map \(\.\.\., 3\) to \(\.\.\., 1\) or \(\.\.\.\).*returned \(4, 2\)"):
         RELAX(nn.Linear(3, 2)).prepare(q)
+    for estimator in RELAX(nn.Linear(4, 1)), RelaxedREBAR(nn.Linear(4, 1)):
+        with pytest.raises(ValueError, match=r"Linear, cannot be evaluated .* 3 entries of z: make"):
+            estimator.prepare(q)
+    with pytest.raises(ValueError, match=r"3 entries of z and the 2 of the context behind them"):
+        RELAX(nn.Linear(3, 1)).prepare(q, CONTEXT)
 
 
 def test_surrogates_see_the_context():
