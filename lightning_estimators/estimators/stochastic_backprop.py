@@ -53,9 +53,9 @@ class StochasticBackprop(GradientEstimator):
         order: N, the last derivative of the series; required by it, refused otherwise.
         f_gradient: Whether rules differentiate f (True) or take it as a black box (False); by default whichever f
             allows: its gradient if it has one in z and the family has such a rule.
-            What autograd calls a gradient may miss some of f: that of a step (`round`, `floor`, `sign`) is 0, which asks
-            for False; and second derivatives, of which the scale of a normal has its own, miss kinks (`relu`, `abs`),
-            where Pathwise does not.
+            What autograd calls a gradient may miss some of f: that of a step (`round`, `floor`, `sign`) is 0, which
+            asks for False; and second derivatives, of which the scale of a normal has its own, miss kinks (`relu`,
+            `abs`), where Pathwise does not.
         num_samples: S, samples per batch element; the paper finds one enough.
 
     Raises:
