@@ -102,6 +102,9 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
     if not dense:
         return torch.zeros(())
+    if all(tensor.device.type == "cpu" and tensor.numel() and not tensor.is_complex() for tensor in dense):
+        # There the norm takes ten times as long, a fifth of a small step.
+        return torch.stack([torch.stack(tensor.aminmax()).abs().max() for tensor in dense]).max()
     # The largest magnitude, unlike the Euclidean norm, cannot overflow when every entry is finite.
     return torch.nn.utils.get_total_norm(dense, norm_type=math.inf)
 
