@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from lightning_estimators.distributions import base_distribution
 from lightning_estimators.estimators.base import Estimate, GradientEstimator
-from lightning_estimators.estimators.relax import evaluate_surrogate
+from lightning_estimators.estimators.relax import evaluate_surrogate, prepare_surrogate
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import Objective
 
@@ -65,8 +65,7 @@ class LAX(GradientEstimator):
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
         """Check q and size the surrogate."""
         super().prepare(q, context)
-        with torch.no_grad():
-            evaluate_surrogate(self.surrogate, q, q.mean, context)
+        prepare_surrogate(self.surrogate, q, context)
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Combine the score function of f - r with the pathwise gradient of r."""

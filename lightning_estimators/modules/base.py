@@ -42,8 +42,8 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
     of the estimators' own parameters (baselines, temperatures, surrogate networks) at once, one step of
     `surrogate_optimizer` on the latter and one step of `optimizer` on everything else. Together they count as one
     `global_step`. The optimization is manual in Lightning's sense, so clipping and accumulation are arguments here,
-    not of the Trainer; schedulers, checkpoints, `max_steps`, precision (all but 16-mixed), DDP and resuming are as
-    usual.
+    not of the Trainer; schedulers, checkpoints, `max_steps`, precision (but 16-mixed and 16-true), DDP and resuming
+    are as usual.
 
     Noise is counter-based (`SeededModule`): processes draw independent noise, and a run resumed from any checkpoint
     continues bit for bit if its data loader does. (Lightning skips a validation that was due between the batch after

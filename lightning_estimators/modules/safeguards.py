@@ -49,6 +49,11 @@ def refuse_unsupported(trainer: pl.Trainer, module: str) -> None:
             f'Trainer(precision="16-mixed") is not supported by {module}: one loss scale cannot follow two optimizers. '
             'Use precision="bf16-mixed", which needs no scale, or 32.'
         )
+    if trainer.precision == "16-true":
+        raise ValueError(
+            f'Trainer(precision="16-true") is not supported by {module}: squared gradients, which control variates '
+            'minimise and Adam divides by, underflow. Use precision="bf16-true", "bf16-mixed" or 32.'
+        )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
             raise ValueError(

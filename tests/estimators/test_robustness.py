@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Bernoulli, Gamma, Independent, Normal, OneHotCategorical
 
 from lightning_estimators.baselines import LeaveOneOut
-from lightning_estimators.estimators import REBAR, REINFORCE, RELAX, Concrete, Enumeration, RelaxedREBAR
+from lightning_estimators.estimators import LAX, REBAR, REINFORCE, RELAX, Concrete, Enumeration, RelaxedREBAR
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.noise import uniform
 from lightning_estimators.testing import BOUND, Moments, Report
@@ -207,6 +207,8 @@ def test_surrogates_of_another_shape_are_refused_when_prepared():
             estimator.prepare(q)
     with pytest.raises(ValueError, match=r"3 entries of z and the 2 of the context behind them"):
         RELAX(nn.Linear(3, 1)).prepare(q, CONTEXT)
+    with pytest.raises(ValueError, match=r"Linear, cannot be evaluated .* 3 entries of z: make"):
+        LAX(nn.Linear(4, 1)).prepare(Independent(Normal(torch.zeros(4, 3), 1.0), 1))
 
 
 def test_surrogates_see_the_context():

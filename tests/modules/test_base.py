@@ -300,6 +300,7 @@ def test_arguments_are_checked_when_built(options, message):
         ({"gradient_clip_val": 0.5}, r"pass gradient_clip_val=0.5 to Tiny \(--model.gradient_clip_val"),
         ({"accumulate_grad_batches": 4}, r"pass accumulate_grad_batches=4 to Tiny \(--model.accumulate"),
         ({"plugins": [MixedPrecision("16-mixed", "cpu")]}, 'Use precision="bf16-mixed"'),
+        ({"precision": "16-true"}, 'Use precision="bf16-true"'),
         ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "pass accumulate_grad_batches to Tiny"),
         (
             {"callbacks": [ModelCheckpoint(train_time_interval=timedelta(hours=1))], "enable_checkpointing": True},
