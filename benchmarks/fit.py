@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from typing import Any
 
 import lightning.pytorch as pl
@@ -145,7 +147,8 @@ def fit_times(problem: Problem, estimator: str, steps: int, rounds: int) -> dict
 
 def _fit(module: pl.LightningModule, loader: Any, steps: int) -> tuple[float, float]:
     clock = Clock()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    # Progress bars go where they do not mix with the tables.
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         trainer = pl.Trainer(
             max_steps=WARM_UP + steps,
