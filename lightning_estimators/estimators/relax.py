@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from lightning_estimators.estimators.base import check_temperature
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import Objective
@@ -16,10 +18,11 @@ __all__ = ["RELAX"]
 
 
 class RELAX(ControlVariate):
-    r"""Estimates the gradient with a learned control variate $c(z) = r_\phi(z)$ on the raw relaxation z; unbiased.
+    r"""Estimates the gradient with a learned control variate $c(z) = r_\phi(z / \lambda)$ on the relaxation; unbiased.
 
-    $\hat g = [f(b) - r_\phi(\tilde z)] \nabla_l \log q(b) + \nabla_l r_\phi(z) - \nabla_l r_\phi(\tilde z)$;
-    φ minimises the variance of $\hat g$.
+    $\hat g = [f(b) - c(\tilde z)] \nabla_l \log q(b) + \nabla_l c(z) - \nabla_l c(\tilde z)$; φ and log λ minimise the
+    variance of $\hat g$. λ starts at 1, where the network sees the raw z as in the paper; it is one number for the scale
+    of the network's input, which every weight of the first layer would have to learn otherwise.
 
     Requirements: nothing of f, which is evaluated on hard samples only. Cost: one evaluation of f per sample; two of
     $r_\phi$ and its gradient, and a second derivative of $r_\phi$.
@@ -30,10 +33,12 @@ class RELAX(ControlVariate):
             missing from the gradient of the variance: with ReLU units hidden layers get an approximation of it, with
             tanh the thing itself; the estimate is unbiased with either. By default
             `networks.Surrogate()`, two hidden layers of 200 ReLU units, sized at the first call.
+        temperature: λ, or where it starts if learned; positive.
+        learn_temperature: Whether log λ is trained.
         num_samples: Samples per batch element.
 
     Raises:
-        ValueError: The surrogate takes or answers with another shape.
+        ValueError: The temperature is not positive; the surrogate takes or answers with another shape.
 
     Source: the first paper, eq. 10 in the form of Grathwohl et al. (2018), *Backpropagation through the void*, eq. 8.
 
@@ -51,8 +56,16 @@ class RELAX(ControlVariate):
     needs_gradient: ClassVar[bool] = False
     evaluations: ClassVar[tuple[int, int]] = (1, 0)
 
-    def __init__(self, surrogate: nn.Module | None = None, num_samples: int = 1) -> None:
+    def __init__(
+        self,
+        surrogate: nn.Module | None = None,
+        temperature: float = 1.0,
+        learn_temperature: bool = True,  # noqa: FBT001
+        num_samples: int = 1,
+    ) -> None:
         super().__init__(num_samples)
+        check_temperature(self, temperature)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
         self.surrogate = Surrogate() if surrogate is None else surrogate
 
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
@@ -61,8 +74,17 @@ class RELAX(ControlVariate):
         prepare_surrogate(self.surrogate, q, context)
 
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
-        """Return r_φ(z)."""
-        return evaluate_surrogate(self.surrogate, q, z, context)
+        """Return r_φ(z / λ)."""
+        return evaluate_surrogate(self.surrogate, q, z / self.log_temperature.exp(), context)
+
+    def extra_repr(self) -> str:
+        """Show the settings, λ as it is now."""
+        now = f"temperature={self.log_temperature.exp().item():.4g}"
+        return f"{now}, learn_temperature={self.log_temperature.requires_grad}, {super().extra_repr()}"
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return `temperature`."""
+        return {**super().diagnostics(), "temperature": self.log_temperature.detach().exp()}
 
 
 def prepare_surrogate(surrogate: nn.Module, q: Distribution, context: Tensor | None) -> None:

@@ -49,6 +49,7 @@ CASES = {
     "REBAR/fixed": lambda: REBAR(temperature=0.3, eta=0.7, learn_temperature=False, learn_eta=False),
     "REBAR/eta": lambda: REBAR(learn_temperature=False),
     "RELAX": lambda: RELAX(small_surrogate()),
+    "RELAX/fixed": lambda: RELAX(small_surrogate(), temperature=0.5, learn_temperature=False),
     "RELAX/3": lambda: RELAX(small_surrogate(), num_samples=3),
     "RelaxedREBAR": lambda: RelaxedREBAR(small_surrogate()),
     "RelaxedREBAR/eta_1": lambda: RelaxedREBAR(small_surrogate(), learn_eta=False),

@@ -171,9 +171,16 @@ def test_fixed_rebar(kind, fix_noise):
 
 @pytest.mark.parametrize("kind", CASES)
 def test_relax(kind, fix_noise):
-    relax = RELAX(Surrogate(hidden=[3], activation="tanh"))
+    relax = RELAX(Surrogate(hidden=[3], activation="tanh"), learn_temperature=False)
     relax.prepare(CASES[kind][0](torch.zeros(B, *CASES[kind][2])))
     check_control_variate(relax, kind, lambda z: relax.surrogate(z.flatten(2)), fix_noise)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_relax_at_another_temperature(kind, fix_noise):
+    relax = RELAX(Surrogate(hidden=[3], activation="tanh"), temperature=0.4)
+    relax.prepare(CASES[kind][0](torch.zeros(B, *CASES[kind][2])))
+    check_control_variate(relax, kind, lambda z: relax.surrogate(z.flatten(2) / relax.log_temperature.exp()), fix_noise)
 
 
 @pytest.mark.parametrize("kind", CASES)
