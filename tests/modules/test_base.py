@@ -116,7 +116,7 @@ def test_estimators_and_parameter_groups():
     groups = module.parameter_groups()
     assert {name: len(group) for name, group in groups.items()} == {"encoder": 1, "decoder": 1}
     surrogate = module.surrogate_parameters()
-    assert len(surrogate) == len(set(surrogate)) == 2 + 2 + 2 + 1  # outer, inside, inner, tied
+    assert len(surrogate) == len(set(surrogate)) == 3 + 3 + 2 + 1  # outer, inside, inner, tied
     assert any(p is module.encoder.bias for p in surrogate)
 
 

@@ -277,7 +277,7 @@ def test_groups_are_encoder_decoder_and_prior():
 def test_surrogates_have_their_size_when_the_model_is_built():
     model = DiscreteLatentModel(RELAX(), SHAPE, num_latents=[3, 2])
     assert not any(isinstance(p, torch.nn.parameter.UninitializedParameter) for p in model.parameters())
-    first, second = (next(e.parameters()).shape[-1] for e in model.expectation)
+    first, second = (next(e.surrogate.parameters()).shape[-1] for e in model.expectation)
     assert (first, second) == (3 + 4, 2 + 4)
 
 
