@@ -215,7 +215,7 @@ def test_surrogates_see_the_context():
     q = Independent(Bernoulli(logits=torch.zeros(4, 3)), 1)
     estimator = RELAX(Surrogate(hidden=[3]))
     estimator.prepare(q, CONTEXT)
-    assert next(estimator.parameters()).shape == (3, 3 + 2)
+    assert next(estimator.surrogate.parameters()).shape == (3, 3 + 2)
 
 
 @pytest.mark.parametrize("make_estimator", [REBAR, lambda: RelaxedREBAR(small_surrogate())])
