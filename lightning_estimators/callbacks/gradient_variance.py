@@ -61,6 +61,7 @@ class GradientVariance(pl.Callback):
         every_n_steps: Least number of batches between two measurements, rounded up to steps that
             `Trainer(log_every_n_steps=...)` logs; None measures at each of those. (With `accumulate_grad_batches` the
             gradient is still that of one batch.)
+        prefix: First part of the keys; another one for each of several such callbacks.
 
     Raises:
         ValueError: An argument is out of range.
@@ -89,6 +90,7 @@ class GradientVariance(pl.Callback):
         method: Literal["fresh", "moments"] = "fresh",
         num_samples: int = 10,
         every_n_steps: int | None = None,
+        prefix: str = "gradient",
     ) -> None:
         super().__init__()
         if method not in ("fresh", "moments"):
@@ -105,6 +107,7 @@ class GradientVariance(pl.Callback):
         self.method = method
         self.num_samples = num_samples
         self.every_n_steps = every_n_steps
+        self.prefix = prefix
         self._due = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -132,7 +135,7 @@ class GradientVariance(pl.Callback):
         self._due = self._is_due(trainer)
         if self._due and self.method == "fresh":
             module = cast(EstimatorModule, pl_module)
-            _log(trainer, fresh_statistics(trainer, module, batch, batch_idx, self.num_samples))
+            self._log(trainer, fresh_statistics(trainer, module, batch, batch_idx, self.num_samples))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -142,7 +145,7 @@ class GradientVariance(pl.Callback):
         if self.method == "moments" and (self._due or trainer.global_step <= 1):
             statistics = moment_statistics(trainer, cast(EstimatorModule, pl_module))
             if self._due:
-                _log(trainer, statistics)
+                self._log(trainer, statistics)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -155,21 +158,20 @@ class GradientVariance(pl.Callback):
         period: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         return self.every_n_steps is None or step % self.every_n_steps < period
 
-
-def _log(trainer: pl.Trainer, statistics: dict[str, GroupStatistics]) -> None:
-    named = {
-        f"gradient/{group}/{name}": figure
-        for group, of_group in statistics.items()
-        for name, figure in of_group.figures().items()
-    }
-    # Not `module.log`: Lightning writes a value again at every later logged step of the epoch, as if it were new.
-    trainer.callback_metrics.update(named)
-    if not named:
-        return
-    values = torch.stack(list(named.values())).tolist()  # one transfer from the device
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped
-    for logger in trainer.loggers:
-        logger.log_metrics(dict(zip(named, values, strict=True)), step=step)
+    def _log(self, trainer: pl.Trainer, statistics: dict[str, GroupStatistics]) -> None:
+        named = {
+            f"{self.prefix}/{group}/{name}": figure
+            for group, of_group in statistics.items()
+            for name, figure in of_group.figures().items()
+        }
+        # Not `module.log`: Lightning writes a value again at every later logged step of the epoch, as if it were new.
+        trainer.callback_metrics.update(named)
+        if not named:
+            return
+        values = torch.stack(list(named.values())).tolist()  # one transfer from the device
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(zip(named, values, strict=True)), step=step)
 
 
 def _is_integer(number: object) -> bool:

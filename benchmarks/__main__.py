@@ -1,0 +1,116 @@
+"""Repeat the experiments of the papers.
+
+    python -m benchmarks toy                    # one experiment, at the paper's settings
+    python -m benchmarks discrete --estimator REBAR RELAX --seed 0 1 --epochs 5
+    python -m benchmarks plan                   # everything in benchmarks/plan.txt, in turn
+    python -m benchmarks report                 # RESULTS.md and its figures, from the rows
+    python -m benchmarks toy --quick            # tiny, to see that it runs; `all --quick` tries everything
+
+An option takes several values; a plan is their product. Finished runs are rows of JSON in benchmarks/results and are
+not repeated; an interrupted run goes on where it stopped: start the same command again, or several side by side.
+TensorBoard shows the curves of runs in progress: tensorboard --logdir runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.experiment import Experiment, Run
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.plan import Plan
+from benchmarks.progress import duration
+from benchmarks.report import write_report
+from benchmarks.rows import Rows
+
+HERE = Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = _parser()
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    quick = options.quick
+    rows = Rows(Path(options.results) if options.results else options.runs / "quick" if quick else HERE / "results")
+    report = (
+        Path(options.report) if options.report else rows.folder / "RESULTS.md" if quick else HERE.parent / "RESULTS.md"
+    )
+    if options.name == "report":
+        write_report(EXPERIMENTS, rows, report)
+        return
+    try:
+        runs = _runs(options, parser)
+    except ValueError as error:
+        parser.error(str(error))
+    plan = Plan(runs, EXPERIMENTS, rows, options.runs / "quick" if quick else options.runs, options.data_root)
+    if options.list:
+        missing = {run.key for run in plan.missing()}
+        for run in plan.runs:
+            state = f"expected {duration(plan.expected_seconds(run))}" if run.key in missing else "done"
+            print(f"{run.command}  # {state}")
+        return
+    torch.set_num_threads(options.threads)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    try:
+        plan.execute()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on from the last checkpoint") from None
+    if quick:
+        write_report(EXPERIMENTS, rows, report)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--quick", action="store_true", help="tiny sizes; rows and report go to RUNS/quick")
+    common.add_argument("--results", help="folder of the rows (default: benchmarks/results)")
+    common.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs in progress (default: runs)")
+    common.add_argument("--report", help="file that `report` writes (default: RESULTS.md of the checkout)")
+    common.add_argument("--data-root", default="data", help="folder of image data (default: data)")
+    common.add_argument("--threads", type=int, default=1, help="threads of torch for each process (default: 1)")
+    common.add_argument("--list", action="store_true", help="print the runs and do none")
+    for experiment in EXPERIMENTS.values():
+        own = names.add_parser(experiment.name, help=experiment.summary, parents=[common], allow_abbrev=False)
+        _add_axes(own, experiment)
+    names.add_parser("all", help="every experiment with its default values", parents=[common], allow_abbrev=False)
+    plan = names.add_parser("plan", help="the lines of a file, in turn", parents=[common], allow_abbrev=False)
+    plan.add_argument("file", nargs="?", type=Path, default=HERE / "plan.txt", help="default: benchmarks/plan.txt")
+    names.add_parser("report", help="write RESULTS.md and figures from the rows", parents=[common], allow_abbrev=False)
+    return parser
+
+
+def _add_axes(parser: argparse.ArgumentParser, experiment: Experiment) -> None:
+    for name, axis in experiment.axes.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"axis_{name}",
+            nargs="+",
+            type=type(axis.values[0]),
+            choices=axis.choices,
+            help=f"{axis.help} (default: {' '.join(map(str, axis.values))})",
+        )
+
+
+def _runs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Run]:
+    if options.name == "all":
+        return [run for experiment in EXPERIMENTS.values() for run in experiment.plan({}, quick=options.quick)]
+    if options.name == "plan":
+        lines = [line.partition("#")[0].strip() for line in options.file.read_text().splitlines()]
+        parsed = [parser.parse_args(shlex.split(line)) for line in lines if line]
+        return [run for line in parsed for run in _runs(line, parser)]
+    experiment = EXPERIMENTS[options.name]
+    given = {name: getattr(options, f"axis_{name}") for name in experiment.axes}
+    return experiment.plan({name: values for name, values in given.items() if values}, quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()

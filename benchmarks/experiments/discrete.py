@@ -1,0 +1,171 @@
+"""Discrete latents under images: the tables of both papers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from benchmarks.experiment import Axis, Context, Curve, Row, Value
+from benchmarks.fits import FitExperiment, Settings
+from benchmarks.progress import CurveLogger
+from lightning_estimators.cli import EstimatorCLI
+from lightning_estimators.datamodules.batches import Batches
+
+__all__ = ["Discrete", "TrainELBO"]
+
+ESTIMATORS: dict[str, Settings] = {
+    "REINFORCE": {"class_path": "REINFORCE", "init_args": {"baseline": {"class_path": "LearnedBaseline"}}},
+    "Concrete": {"class_path": "Concrete"},
+    "REBAR": {"class_path": "REBAR"},
+    "RELAX": {"class_path": "RELAX"},
+    "RelaxedREBAR": {"class_path": "RelaxedREBAR"},
+    "StochasticBackprop": {"class_path": "StochasticBackprop"},
+}
+
+MODELS = (
+    "bernoulli_linear",
+    "bernoulli_two_layer",
+    "bernoulli_nonlinear",
+    "categorical_linear",
+    "categorical_nonlinear",
+)
+
+
+class TrainELBO(pl.Callback):
+    """Logs `train/elbo` after each epoch: of the first training images, at hard samples whatever the estimator does.
+
+    Args:
+        num_images: How many images.
+    """
+
+    def __init__(self, num_images: int = 10_000) -> None:
+        self.num_images = num_images
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log it."""
+        elbo = train_elbo(trainer, pl_module, self.num_images, seed=trainer.current_epoch)
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/elbo": elbo}, step=trainer.global_step)
+
+
+def train_elbo(trainer: pl.Trainer, module: Any, num_images: int | None, seed: int) -> float:
+    """Return the ELBO of training images, at one hard sample of the latents of each."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    batches = Batches(data.splits.train[:num_images], 100)
+    with isolate_rng(include_cuda=module.device.type == "cuda"):
+        torch.manual_seed(seed)
+        total = sum(module.bounds(batch.to(module.device), 1)[0].double().sum() for batch in batches)
+    return float(total) / batches.count
+
+
+class Discrete(FitExperiment):
+    """First paper, 5.2 and its table; second paper, appendix B, Tables 1 and 2, Figures 5 and 6."""
+
+    name = "discrete"
+    summary = "Sigmoid belief networks and discrete VAEs on MNIST and Omniglot (first paper 5.2; second paper, app. B)."
+    axes: ClassVar[dict[str, Axis]] = {
+        "model": Axis(MODELS, ("bernoulli_linear", "categorical_nonlinear"), "configs/mnist_MODEL.yaml", MODELS),
+        "data": Axis(("MNIST", "Omniglot"), ("Digits",), "data set", ("MNIST", "Omniglot", "Digits")),
+        "lr": Axis((1e-4,), (1e-3,), "Adam's learning rate; ten times that for the estimator's own parameters"),
+        "epochs": Axis((500,), (2,), "passes over the training images"),
+        "estimator": Axis(tuple(ESTIMATORS), tuple(ESTIMATORS), "estimator", tuple(ESTIMATORS)),
+        "samples": Axis((1, 5, 10), (1, 5), "samples per image; more than one for StochasticBackprop only"),
+        "seed": Axis((0, 1, 2, 3, 4), (0,), "seed of weights and noise"),
+    }
+    curve_names: ClassVar[dict[str, str]] = {
+        "train/elbo": "train_elbo",
+        "val/loss": "val_negative_elbo",
+        "gradient/encoder/log_variance": "log_variance_encoder",
+        "gradient/decoder/log_variance": "log_variance_decoder",
+        "adam/encoder/log_variance": "log_variance_encoder_adam",
+        "adam/decoder/log_variance": "log_variance_decoder_adam",
+    }
+
+    def is_possible(self, settings: Mapping[str, Value]) -> bool:
+        """Whether only the exact rule takes several samples."""
+        return settings["samples"] == 1 or settings["estimator"] == "StochasticBackprop"
+
+    def config(self, settings: Mapping[str, Value]) -> str:
+        """Return the file of the model."""
+        return f"mnist_{settings['model']}.yaml"
+
+    def changes(self, settings: Mapping[str, Value], context: Context) -> Settings:
+        """Return estimator, learning rates, budget and what is measured."""
+        quick, lr = bool(settings.get("quick")), float(settings["lr"])
+        estimator = dict(ESTIMATORS[str(settings["estimator"])])
+        estimator["init_args"] = {**estimator.get("init_args", {}), "num_samples": settings["samples"]}
+        callbacks = "lightning_estimators.callbacks.GradientVariance"
+        every = {"every_n_steps": 10 if quick else 250}
+        model: Settings = {
+            "estimator": estimator,
+            "optimizer": {"init_args": {"lr": lr}},
+            "surrogate_optimizer": {"init_args": {"lr": 10 * lr}},
+            "test_samples": 5 if quick else 200,
+        }
+        if quick:
+            model["num_latents"] = [6, 5] if settings["model"] == "bernoulli_two_layer" else [6]
+            model["num_categories"] = 3
+        data: Settings = {"class_path": f"lightning_estimators.datamodules.{settings['data']}"}
+        if settings["data"] != "Digits":
+            data["init_args"] = {"root": context.data_root, "batch_size": 100, "binarization": "static"}
+        return {
+            "seed_everything": settings["seed"],
+            "trainer": {
+                "max_epochs": settings["epochs"],
+                "limit_train_batches": 5 if quick else None,
+                "log_every_n_steps": 5 if quick else 50,
+                "callbacks": [
+                    {"class_path": callbacks, "init_args": {"method": "fresh", "num_samples": 10, **every}},
+                    {"class_path": callbacks, "init_args": {"method": "moments", "prefix": "adam", **every}},
+                    {"class_path": "benchmarks.experiments.discrete.TrainELBO"},
+                ],
+            },
+            "model": {"init_args": model},
+            "data": data,
+        }
+
+    def protocol(self, settings: Mapping[str, Value]) -> dict[str, Value]:
+        """Return what the figures depend on besides the settings."""
+        return {
+            "batch": 100,
+            "optimizer": "Adam, betas .9 and .999",
+            "surrogate lr": "10 times lr",
+            "prior": "learned",
+            "KL": "closed form",
+            "binarization": "static, drawn once with seed 0",
+            "train ELBO": "all training images, 1 hard sample each, after training",
+            "test ELBO": "mean over the samples of the bound",
+            "test bound": f"importance sampling from q, {5 if settings.get('quick') else 200} samples",
+            "log-variance": "natural log of the variance of an entry of the encoder's gradient, batch of 100: 10 fresh "
+            "estimates (or Adam's moments), mean over the last tenth of the measurements, one every 250 steps",
+        }
+
+    def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
+        """Return bounds on training and test images, and variances at the end of training."""
+        (tested,) = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+        logged = next(logger for logger in cli.trainer.loggers if isinstance(logger, CurveLogger)).curves
+        metrics = {
+            "train_elbo": train_elbo(cli.trainer, cli.model, None, seed=int(settings["seed"])),
+            "val_elbo": -logged["val/loss"]["value"][-1],
+            "test_elbo": tested["test/elbo"],
+            "test_bound": tested["test/bound"],
+        }
+        for key, name in self.curve_names.items():
+            if key.endswith("log_variance"):
+                metrics[name] = _late(logged[key])
+        return metrics
+
+    def report(self, rows: Sequence[Row]) -> list[str]:
+        """Return the tables."""
+        return []
+
+
+def _late(curve: Curve) -> float:
+    """Return the log of the mean of the variances whose logs make up the last tenth of a curve."""
+    values = curve["value"][-max(1, len(curve["value"]) // 10) :]
+    return math.log(sum(math.exp(value) for value in values) / len(values)) if max(values) > -math.inf else -math.inf
