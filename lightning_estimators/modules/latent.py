@@ -25,8 +25,8 @@ __all__ = ["Expectation", "LatentImageModel", "check_choice", "wide"]
 Expectation = Callable[[int, Distribution, Objective, Tensor], Tensor]
 """`(layer, q, f, context) -> E_q[f]`, shape `q.batch_shape`: by an estimator in training, at one sample else."""
 
-MAX_ELEMENTS = 2**24
-"""Numbers in the widest activation while a bound is computed: 64 MiB in float32."""
+MAX_ELEMENTS = 2**20
+"""Numbers in the widest activation while a bound is computed: 4 MiB in float32, which a CPU's cache holds."""
 
 
 class LatentImageModel(ImageModel, ABC):
