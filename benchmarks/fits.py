@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import signal
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,21 +67,18 @@ class FitExperiment(Experiment):
         path.write_text(yaml.safe_dump(whole, sort_keys=False))
         checkpoint = folder / "last.ckpt"
         resume = ["--ckpt_path", str(checkpoint)] if checkpoint.exists() else []
-        failed = None
-        with _quiet():
+        with _quiet(), _interruptible():
             try:
                 cli = EstimatorCLI(["fit", "--config", str(path), *resume])
             except FloatingPointError as error:
                 return Outcome({}, failed=str(error).splitlines()[0])
-            if cli.trainer.interrupted:
-                raise KeyboardInterrupt
             metrics = self.evaluate(cli, settings)
         progress = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Progress))  # type: ignore[attr-defined]
         logged = next(logger for logger in cli.trainer.loggers if isinstance(logger, CurveLogger)).curves
         curves = {
             name: thinned(logged[key], self.curve_points) for key, name in self.curve_names.items() if key in logged
         }
-        return Outcome(metrics, curves, progress.elapsed(), failed)
+        return Outcome(metrics, curves, progress.elapsed())
 
     def _trainer(self, folder: Path, context: Context) -> Settings:
         quiet = {"enable_progress_bar": False, "enable_model_summary": False}
@@ -131,6 +129,20 @@ def thinned(curve: Curve, points: int) -> Curve:
     every = max(1, -(-len(steps) // points))
     kept: Sequence[int] = range((len(steps) - 1) % every, len(steps), every)
     return {"step": [steps[i] for i in kept], "value": [values[i] for i in kept]}
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Pass an interruption on: Lightning makes an exit of it, and has the process ignore the next one."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,102 @@
+"""Bayesian logistic regression: Figure 3 of the second paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from benchmarks.experiment import Axis, Context, Row, Value
+from benchmarks.fits import FitExperiment, Settings
+from benchmarks.progress import CurveLogger
+from benchmarks.summary import late_log_mean
+from lightning_estimators.cli import EstimatorCLI
+
+__all__ = ["Regression"]
+
+ESTIMATORS: dict[str, Settings] = {
+    "StochasticBackprop-N4": {"class_path": "StochasticBackprop", "init_args": {"form": "series", "order": 4}},
+    "StochasticBackprop-N8": {"class_path": "StochasticBackprop", "init_args": {"form": "series", "order": 8}},
+    "StochasticBackprop-jump": {"class_path": "StochasticBackprop", "init_args": {"form": "jump"}},
+    "Pathwise": {"class_path": "Pathwise"},
+    "REINFORCE": {"class_path": "REINFORCE", "init_args": {"baseline": {"class_path": "NoBaseline"}}},
+    "REINFORCE-MovingAverage": {
+        "class_path": "REINFORCE",
+        "init_args": {"baseline": {"class_path": "MovingAverage"}},
+    },
+}
+
+
+class Regression(FitExperiment):
+    """Second paper, 6.2, Figure 3."""
+
+    name = "regression"
+    summary = "Bayesian logistic regression with Laplace priors, breast cancer data (second paper 6.2, Figure 3)."
+    axes: ClassVar[dict[str, Axis]] = {
+        "epochs": Axis((300,), (2,), "passes over the training examples (the paper does not say)"),
+        "estimator": Axis(tuple(ESTIMATORS), tuple(ESTIMATORS), "estimator", tuple(ESTIMATORS)),
+        "seed": Axis((0, 1, 2, 3, 4), (0,), "seed of the noise; the split of the data is the same for all"),
+    }
+    checkpoint_every: ClassVar[int] = 30
+    curve_names: ClassVar[dict[str, str]] = {
+        "whole/elbo": "elbo",
+        "whole/accuracy": "accuracy",
+        "gradient/loc/log_variance": "log_variance_loc",
+        "gradient/log_scale/log_variance": "log_variance_scale",
+    }
+
+    def config(self, settings: Mapping[str, Value]) -> str:
+        """Return the file of the regression."""
+        return "regression.yaml"
+
+    def changes(self, settings: Mapping[str, Value], context: Context) -> Settings:
+        """Return estimator, budget and what is measured: every third epoch, at the start of it."""
+        quick = bool(settings.get("quick"))
+        estimator = ESTIMATORS[str(settings["estimator"])]
+        every = 1 if quick else 3
+        variance = {"num_samples": 10, "every_n_steps": 8 * every}
+        return {
+            "seed_everything": settings["seed"],
+            "trainer": {
+                "max_epochs": settings["epochs"],
+                "check_val_every_n_epoch": every,
+                "log_every_n_steps": 8,
+                "num_sanity_val_steps": 0,
+                "callbacks": [{"class_path": "lightning_estimators.callbacks.GradientVariance", "init_args": variance}],
+            },
+            "model": {
+                "init_args": {
+                    "estimator": {**estimator, "init_args": {**estimator.get("init_args", {}), "num_samples": 50}},
+                    "eval_samples": 100 if quick else 1000,
+                }
+            },
+            "data": {"init_args": {"eval_batch_size": 569}},
+        }
+
+    def protocol(self, settings: Mapping[str, Value]) -> dict[str, Value]:
+        """Return what the figures depend on besides the settings."""
+        return {
+            "batch": 64,
+            "samples": 50,
+            "optimizer": "Adam, lr 1e-3, betas .9 and .999",
+            "data": "455 training examples of 569, split by seed 0, features standardised (our choices)",
+            "intercept": "none",
+            "start": "locations 0, scales 0.1 (our choice), logarithms of scales are learned",
+            "ELBO, accuracy": f"of all 569 examples, {100 if settings.get('quick') else 1000} draws of the weights",
+            "log-variance": "natural log of the variance of an entry of the gradient of the negative ELBO of the "
+            "training set, 10 fresh estimates; at the end: of the mean variance over the last tenth",
+        }
+
+    def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
+        """Return ELBO and accuracy of the whole data, and variances at the end."""
+        (_, tested) = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+        logged = next(logger for logger in cli.trainer.loggers if isinstance(logger, CurveLogger)).curves
+        return {
+            "elbo": tested["whole/elbo"],
+            "accuracy": tested["whole/accuracy"],
+            "log_variance_loc": late_log_mean(logged["gradient/loc/log_variance"]),
+            "log_variance_scale": late_log_mean(logged["gradient/log_scale/log_variance"]),
+        }
+
+    def report(self, rows: Sequence[Row]) -> list[str]:
+        """Return table and claims."""
+        return []
