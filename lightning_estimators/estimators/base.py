@@ -151,7 +151,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         names = [name for name in estimate.gradients if attached[name].requires_grad]
         if names:
             gradients = [estimate.gradients[name].detach().mean(0) for name in names]
-            value = _Attach.apply(value, *gradients, *(attached[name] for name in names))
+            value = attach(value, gradients, [attached[name] for name in names])
         if estimate.control is not None and not replaying():
             # Samples are independent: the variance of their average is a share of the average of their variances.
             control = estimate.control.mean(0) / self.num_samples
@@ -249,6 +249,18 @@ def depends_on(value: Tensor, z: Tensor) -> bool:
             seen.add(node)
             todo.extend(parent for parent, _ in node.next_functions)
     return False
+
+
+def attach(value: Tensor, gradients: list[Tensor], parameters: list[Tensor]) -> Tensor:
+    """Return the value with given numbers as its gradient in each parameter, besides the gradient it has.
+
+    Args:
+        value: Any shape.
+        gradients: Of each entry of the value, shape of the value and any axes behind it.
+        parameters: One for each gradient and of its shape.
+    """
+    attached: Tensor = _Attach.apply(value, *gradients, *parameters)
+    return attached
 
 
 class _Attach(torch.autograd.Function):

@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from lightning_estimators.estimators.base import Estimate, GradientEstimator
-from lightning_estimators.estimators.relaxation import conditional_relaxation, hard, relaxation, score
+from lightning_estimators.estimators.relaxation import (
+    conditional_relaxation,
+    hard,
+    relaxation,
+    score,
+    through_normalization,
+)
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives import Objective
 
@@ -49,29 +55,33 @@ class ControlVariate(GradientEstimator):
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Evaluate f on the hard sample, c on both relaxations at once, and combine them."""
-        (leaf,) = leaves.values()
-        z = relaxation(q)
-        b = hard(q, z)
-        both = torch.stack([z, conditional_relaxation(q, b)])
-        noise = CommonNoise(leaf.device)
+        with torch.no_grad():  # derivatives in the logits are written down, so none has a graph of its own
+            z = relaxation(q)
+            b = hard(q, z)
+            z_given_b, slope = conditional_relaxation(q, b)
+            both = torch.stack([z, z_given_b])
+        both.requires_grad_()
+        noise = CommonNoise(both.device)
         value = f(b)
         # What is random inside f is drawn once for the hard and the relaxed samples: it cancels in f(b) - c.
         with noise.replay(new_axis=len(q.batch_shape)):
-            c, c_given_b = self.control_variate(q, both, f, context)
+            c = self.control_variate(q, both, f, context)
         learns = self.learns()
-        pathwise = self._gradient(c - c_given_b, leaf, create_graph=learns)
-        signal = value.detach() - (c_given_b if learns else c_given_b.detach())
-        gradient = signal.reshape(c.shape + (1,) * len(q.event_shape)) * score(q, b) + pathwise
-        control = gradient.square().reshape(*c.shape, -1).sum(-1) if learns else None
+        in_z, in_z_given_b = self._derivative(c, both, create_graph=learns)
+        c_given_b = c[1] if learns else c[1].detach()
+        signal = (value.detach() - c_given_b).reshape(value.shape + (1,) * len(q.event_shape))
+        pathwise = through_normalization(q, torch.addcmul(in_z, slope, in_z_given_b, value=-1))
+        gradient = torch.addcmul(pathwise, signal, score(q, b))
+        control = gradient.square().reshape(*value.shape, -1).sum(-1) if learns else None
         return Estimate(value, dict.fromkeys(leaves, gradient), control)
 
-    def _gradient(self, c: Tensor, leaf: Tensor, *, create_graph: bool) -> Tensor:
+    def _derivative(self, c: Tensor, z: Tensor, *, create_graph: bool) -> Tensor:
         if not c.requires_grad:
             raise ValueError(
                 f"{type(self).__name__} differentiates its control variate in z, but it has no gradient there: f must "
                 "be differentiable at relaxed samples. For a black-box f use RELAX, REINFORCE or StochasticBackprop."
             )
-        (gradient,) = torch.autograd.grad(
-            c.sum(), leaf, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        (derivative,) = torch.autograd.grad(
+            c, z, torch.ones_like(c), create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
-        return gradient
+        return derivative

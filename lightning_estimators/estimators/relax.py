@@ -104,11 +104,16 @@ def evaluate_surrogate(surrogate: nn.Module, q: Distribution, z: Tensor, context
     """Return r_φ(z, context), shape of z without its event axes."""
     lead = z.shape[: z.ndim - len(q.event_shape)]
     features = z.reshape(*lead, -1)
-    if context is not None:
-        features = torch.cat([features, context.to(z.dtype).expand(*lead, context.shape[-1])], -1)
     # In half-precision models the weights are half, and z is not: noise would be too coarse.
-    weight = next((p for p in surrogate.parameters() if p.is_floating_point()), features)
-    out: Tensor = surrogate(features.to(weight.dtype))
+    dtype = next((p.dtype for p in surrogate.parameters() if p.is_floating_point()), features.dtype)
+    features = features.to(dtype)
+    if context is None:
+        out: Tensor = surrogate(features)
+    elif isinstance(surrogate, Surrogate):
+        out = surrogate(features, context.to(dtype))
+    else:
+        features = torch.cat([features, context.to(dtype).expand(*lead, context.shape[-1])], -1)
+        out = surrogate(features)
     if out.shape != lead and out.shape != (*lead, 1):
         raise ValueError(
             f"a surrogate must map (..., {features.shape[-1]}) to (..., 1) or (...): for an input of shape "

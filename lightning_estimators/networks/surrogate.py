@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from lightning_estimators.configurable import Configurable
 
@@ -17,7 +19,7 @@ class Surrogate(Configurable, nn.Module):
 
     The size of the input is found at the first call, which the modules of this package make when they are built.
 
-    Shapes: `(..., features) -> (...)`.
+    Shapes: `(..., features) -> (...)`; with a context `(..., features), (..., more) -> (...)`.
 
     Args:
         hidden: Widths of the hidden layers, at least one. The first paper's toy has `[10]`, its image models
@@ -53,10 +55,28 @@ class Surrogate(Configurable, nn.Module):
             layers += [nn.LazyLinear(width), activations[activation]()]
         self.layers = nn.Sequential(*layers, nn.LazyLinear(1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(..., features)` to `(...)`."""
-        out: Tensor = self.layers(2 * x - 1 if self.signed else x)
-        return out.squeeze(-1)
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map `(..., features)` to `(...)`.
+
+        Args:
+            x: Features.
+            context: Further features, which stand behind those of x, broadcastable to them but for the last axis. The
+                first layer multiplies them once, however many x there are, and derivatives in x cost nothing for them.
+        """
+        if self.signed:
+            x, context = 2 * x - 1, None if context is None else 2 * context - 1
+        first = cast(nn.Linear, self.layers[0])
+        if context is None:
+            out = self.layers(x)
+        elif isinstance(first, nn.LazyLinear):  # sized by the features of both
+            out = self.layers(torch.cat([x, context.expand(*x.shape[:-1], -1)], -1))
+        else:
+            of_x, of_context = torch.split(first.weight, [x.shape[-1], context.shape[-1]], 1)
+            out = linear(x, of_x) + linear(context, of_context, first.bias)
+            for layer in self.layers[1:]:
+                out = layer(out)
+        answer: Tensor = out.squeeze(-1)
+        return answer
 
     def extra_repr(self) -> str:
         """Show the settings in `repr`."""

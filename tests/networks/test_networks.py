@@ -59,3 +59,14 @@ def test_surrogate_signed_sees_two_x_minus_one():
 def test_impossible_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_context_of_a_surrogate_stands_behind_its_features(signed):
+    torch.manual_seed(0)
+    surrogate = Surrogate(hidden=[4], activation="tanh", signed=signed)
+    x, context = torch.randn(2, 6, 3), torch.randn(6, 5)
+    sizing = surrogate(x, context)
+    joined = surrogate(torch.cat([x, context.expand(2, 6, 5)], -1))
+    torch.testing.assert_close(surrogate(x, context), joined)
+    assert torch.equal(sizing, joined)
