@@ -67,7 +67,7 @@ class ControlVariate(GradientEstimator):
         with noise.replay(new_axis=len(q.batch_shape)):
             c = self.control_variate(q, both, f, context)
         learns = self.learns()
-        in_z, in_z_given_b = self._derivative(c, both, create_graph=learns)
+        in_z, in_z_given_b = self._gradient(c, both, create_graph=learns)
         c_given_b = c[1] if learns else c[1].detach()
         signal = (value.detach() - c_given_b).reshape(value.shape + (1,) * len(q.event_shape))
         pathwise = through_normalization(q, torch.addcmul(in_z, slope, in_z_given_b, value=-1))
@@ -75,13 +75,13 @@ class ControlVariate(GradientEstimator):
         control = gradient.square().reshape(*value.shape, -1).sum(-1) if learns else None
         return Estimate(value, dict.fromkeys(leaves, gradient), control)
 
-    def _derivative(self, c: Tensor, z: Tensor, *, create_graph: bool) -> Tensor:
+    def _gradient(self, c: Tensor, z: Tensor, *, create_graph: bool) -> Tensor:
         if not c.requires_grad:
             raise ValueError(
                 f"{type(self).__name__} differentiates its control variate in z, but it has no gradient there: f must "
                 "be differentiable at relaxed samples. For a black-box f use RELAX, REINFORCE or StochasticBackprop."
             )
-        (derivative,) = torch.autograd.grad(
+        (gradient,) = torch.autograd.grad(
             c, z, torch.ones_like(c), create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
-        return derivative
+        return gradient
