@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Laplace
 
+from benchmarks.charts import save
 from benchmarks.experiment import Axis, Context, Experiment, Outcome, Row, Value
+from benchmarks.summary import grouped, seeds, stated, table
 from lightning_estimators.estimators import StochasticBackprop
 
 __all__ = ["Divergence"]
@@ -58,7 +63,49 @@ class Divergence(Experiment):
 
     def report(self, rows: Sequence[Row]) -> list[str]:
         """Return the table."""
-        return []
+        lines = []
+        for (samples,), group in grouped(rows, "samples").items():
+            first = group[0]["metrics"]
+            jump = seeds(group, "jump")
+            errors = [abs(row["metrics"]["jump"] - first["exact"]) / row["metrics"]["jump_error"] for row in group]
+            body = [("exact", f"{first['exact']:.4f}", "")]
+            body += [(f"series, N = {n}", f"{first[f'series_{n}']:.4f}", "") for n in ORDERS]
+            body.append((f"jump form, {samples} samples", stated(jump, 4), "0" if jump is None else str(jump.n)))
+            series = [abs(first[f"series_{n}"] - first["exact"]) for n in ORDERS]
+            grows = all(one < other for one, other in itertools.pairwise(series))
+            lines += [
+                f"\nDerivative of E[f] in the scale, f = exp(-z²/2) + sin(1.7 z), z ~ Laplace({LOC}, {SCALE}):",
+                *table(("", "derivative", "n"), body),
+                f"- The error of the series {'grows' if grows else 'does not grow'} with every term, from "
+                f"{series[0]:.2g} to {series[-1]:.2g}; the jump form is off by {max(errors):.1f} of its standard "
+                f"errors at most, n = {len(errors)}.",
+            ]
+        return lines or ["No rows yet."]
+
+    def figures(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+        """Draw f, and how the series swings around the derivative, from the rows of most samples."""
+        groups = list(grouped(rows, "samples").values())
+        return [_drawn(groups[-1], folder / "divergence.png")] if groups else []
+
+
+def _drawn(rows: Sequence[Row], path: Path) -> Path:
+    metrics = rows[0]["metrics"]
+    jump = sum(row["metrics"]["jump"] for row in rows) / len(rows)
+    error = math.sqrt(sum(row["metrics"]["jump_error"] ** 2 for row in rows)) / len(rows)
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    line = torch.linspace(-4, 4, 400)
+    left.plot(line, cost(line), color="C0", label="$f(z)$")
+    left.plot(line, density(line), color="0.6", label=f"Laplace({LOC}, {SCALE})")
+    left.set_xlabel("$z$")
+    left.legend(frameon=False)
+    right.axhline(metrics["exact"], color="k", linewidth=1, label=f"exact, {metrics['exact']:.3f}")
+    right.plot(ORDERS, [metrics[f"series_{n}"] for n in ORDERS], "o-", color="C3", label="series")
+    right.errorbar([0], [jump], [2 * error], fmt="s", color="C2", label=f"jump form, {jump:.3f} ± {2 * error:.3f}")
+    right.set_xticks([0, *ORDERS], ["jump", *map(str, ORDERS)])
+    right.set(xlabel="order of the series", ylabel=r"$\partial_b\, E[f(z)]$")
+    right.legend(frameon=False)
+    return save(figure, path)
 
 
 def cost(z: Tensor) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from benchmarks.experiment import Axis, Context, Row, Value
+from benchmarks.charts import Panel, curves_of, draw
+from benchmarks.experiment import Axis, Context, Curve, Row, Value
 from benchmarks.fits import FitExperiment, Settings
 from benchmarks.progress import CurveLogger
-from benchmarks.summary import late_log_mean
+from benchmarks.seeds import Difference, Seeds
+from benchmarks.summary import Answer, extreme, failures, grouped, late_log_mean, quoted, seeds, stated, table
 from lightning_estimators.cli import EstimatorCLI
 from lightning_estimators.modules import GammaToyModel
 from lightning_estimators.objectives import Objective, Separable
@@ -107,5 +111,99 @@ class Gamma(FitExperiment):
         }
 
     def report(self, rows: Sequence[Row]) -> list[str]:
-        """Return table and claims."""
-        return []
+        """Return tables, and what the paper says of them."""
+        lines = []
+        for (steps,), group in grouped(rows, "steps").items():
+            cells = {
+                (problem, dimension): {
+                    name: {metric: seeds(by.get((name,), []), metric) for metric in METRICS} for name in ESTIMATORS
+                }
+                for (problem, dimension), part in grouped(group, "problem", "dimension").items()
+                for by in [grouped(part, "estimator")]
+            }
+            lines.append(f"\n{steps} steps; exact loss per variable, its mean over training, log-variance at the end:")
+            head = ("f", "d", "estimator", "loss", "mean loss", "log-variance", "n")
+            lines += table(
+                head,
+                [
+                    (
+                        str(problem),
+                        str(dimension),
+                        name,
+                        *(stated(figure[m], 4) for m in METRICS),
+                        _n(figure["loss_per_variable"]),
+                    )
+                    for (problem, dimension), figures in cells.items()
+                    for name, figure in figures.items()
+                    if figure["loss_per_variable"] is not None
+                ],
+            )
+            lines += _claims({f"{problem}, d = {d}": figures for (problem, d), figures in cells.items()})
+        return [*(lines or ["No rows yet."]), *failures(rows)]
+
+    def figures(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+        """Draw loss over variance, a figure for each f, a column for each dimension."""
+        files = []
+        for (steps, problem), group in grouped(rows, "steps", "problem").items():
+            upper, lower = [], []
+            for (dimension,), part in grouped(group, "dimension").items():
+                by = grouped(part, "estimator")
+
+                def lines(curve: str, by: dict[tuple[Value, ...], list[Row]] = by) -> dict[str, list[Curve]]:
+                    return {name: curves_of(by.get((name,), []), curve) for name in ESTIMATORS}
+
+                title, scale = f"{problem}, d = {dimension}", 1 / int(dimension)
+                upper.append(Panel(title, "step", "exact loss per variable", lines("loss"), log_y=True, scale=scale))
+                lower.append(Panel(title, "step", "log-variance of the gradient", lines("log_variance")))
+            files.append(draw([*upper, *lower], folder / f"gamma_{problem}_{steps}.png", columns=len(upper)))
+        return files
+
+
+METRICS = ("loss_per_variable", "mean_loss_per_variable", "log_variance")
+
+Figures = Mapping[str, Mapping[str, Seeds | None]]
+
+
+def _n(figure: Seeds | None) -> str:
+    return "0" if figure is None else str(figure.n)
+
+
+def _claims(places: Mapping[str, Figures]) -> list[str]:
+    ours = "StochasticBackprop"
+
+    def lowest(metric: str, names: Sequence[str], leave: Sequence[str]) -> dict[str, Answer]:
+        return {
+            place: extreme({name: part[metric] for name, part in figures.items() if name not in leave}, names)
+            for place, figures in places.items()
+        }
+
+    return [
+        quoted(
+            "The stochastic backpropagation estimator converges to the minimal value in all cases faster than the "
+            "other estimators",
+            "second paper, 6.1",
+            "By the exact loss, mean over training.",
+            lowest("mean_loss_per_variable", [ours], [JUMP]),
+        ),
+        quoted(
+            "the variance of the gradient is competitive with the pathwise gradient",
+            "second paper, 6.1",
+            "By the log-variance at the end: at most log 2 above, or a tie.",
+            {place: _competitive(figures[ours], figures["Pathwise"]) for place, figures in places.items()},
+        ),
+        quoted(
+            "The jump form, too, converges faster than pathwise gradients, score function and G-REP",
+            "ours",
+            "By the exact loss, mean over training.",
+            lowest("mean_loss_per_variable", [JUMP], [ours]),
+        ),
+    ]
+
+
+def _competitive(ours: Mapping[str, Seeds | None], pathwise: Mapping[str, Seeds | None]) -> Answer:
+    one, other = ours["log_variance"], pathwise["log_variance"]
+    if one is None or other is None:
+        return Answer("not measured")
+    difference = Difference(one, other)
+    near = difference.value < math.log(2) or difference.sign == 0
+    return Answer("yes" if near else "no", f"{difference.value:+.2f}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.experiment import Axis, Context, Row, Value
+from benchmarks.experiments.toy_report import figures, report
 from benchmarks.fits import FitExperiment, Settings
 from benchmarks.progress import CurveLogger
 from benchmarks.summary import late_log_mean, late_mean
@@ -117,5 +119,9 @@ class Toy(FitExperiment):
         return metrics
 
     def report(self, rows: Sequence[Row]) -> list[str]:
-        """Return table and claims."""
-        return []
+        """Return tables, and what the paper says of them."""
+        return report(rows)
+
+    def figures(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+        """Draw loss, θ, variance and relaxation, a row for each target."""
+        return figures(rows, folder)
