@@ -41,14 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = (
         Path(options.report) if options.report else rows.folder / "RESULTS.md" if quick else HERE.parent / "RESULTS.md"
     )
-    if options.name == "report":
-        write_report(EXPERIMENTS, rows, report)
-        return
     try:
-        runs = _runs(options, parser)
+        planned = _planned(options.file, parser) if options.name == "report" else {"": _runs(options, parser)}
     except ValueError as error:
         parser.error(str(error))
-    plan = Plan(runs, EXPERIMENTS, rows, options.runs / "quick" if quick else options.runs, options.data_root)
+    folder = options.runs / "quick" if quick else options.runs
+    plans = {line: Plan(runs, EXPERIMENTS, rows, folder, options.data_root) for line, runs in planned.items()}
+    if options.name == "report":
+        write_report(EXPERIMENTS, rows, report, plans)
+        return
+    (plan,) = plans.values()
     if options.list:
         missing = {run.key for run in plan.missing()}
         for run in plan.runs:
@@ -83,8 +85,14 @@ def _parser() -> argparse.ArgumentParser:
         _add_axes(own, experiment)
     names.add_parser("all", help="every experiment with its default values", parents=[common], allow_abbrev=False)
     plan = names.add_parser("plan", help="the lines of a file, in turn", parents=[common], allow_abbrev=False)
-    plan.add_argument("file", nargs="?", type=Path, default=HERE / "plan.txt", help="default: benchmarks/plan.txt")
-    names.add_parser("report", help="write RESULTS.md and figures from the rows", parents=[common], allow_abbrev=False)
+    write = names.add_parser(
+        "report",
+        help="RESULTS.md and figures from the rows, and what the plan lacks",
+        parents=[common],
+        allow_abbrev=False,
+    )
+    for own in (plan, write):
+        own.add_argument("file", nargs="?", type=Path, default=HERE / "plan.txt", help="default: benchmarks/plan.txt")
     return parser
 
 
@@ -104,12 +112,16 @@ def _runs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[
     if options.name == "all":
         return [run for experiment in EXPERIMENTS.values() for run in experiment.plan({}, quick=options.quick)]
     if options.name == "plan":
-        lines = [line.partition("#")[0].strip() for line in options.file.read_text().splitlines()]
-        parsed = [parser.parse_args(shlex.split(line)) for line in lines if line]
-        return [run for line in parsed for run in _runs(line, parser)]
+        return [run for runs in _planned(options.file, parser).values() for run in runs]
     experiment = EXPERIMENTS[options.name]
     given = {name: getattr(options, f"axis_{name}") for name in experiment.axes}
     return experiment.plan({name: values for name, values in given.items() if values}, quick=options.quick)
+
+
+def _planned(file: Path, parser: argparse.ArgumentParser) -> dict[str, list[Run]]:
+    """Return the runs of a file by line."""
+    lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
+    return {line: _runs(parser.parse_args(shlex.split(line)), parser) for line in lines if line}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from benchmarks.experiment import Axis, Context, Curve, Row, Value
+from benchmarks.experiments import discrete_report
 from benchmarks.fits import FitExperiment, Settings
 from benchmarks.progress import CurveLogger
 from lightning_estimators.cli import EstimatorCLI
@@ -161,8 +163,12 @@ class Discrete(FitExperiment):
         return metrics
 
     def report(self, rows: Sequence[Row]) -> list[str]:
-        """Return the tables."""
-        return []
+        """Return claims with their verdicts, and tables."""
+        return discrete_report.report(rows)
+
+    def figures(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+        """Draw a figure for each table."""
+        return discrete_report.figures(rows, folder)
 
 
 def _late(curve: Curve) -> float:
