@@ -48,7 +48,7 @@ def figures(rows: Sequence[Row], folder: Path) -> list[Path]:
         panels: list[Panel] = []
         for (target,), part in grouped(group, "target").items():
             panels += _panels(float(target), part)
-        files.append(draw(panels, folder / f"toy_{steps}.png", columns=6))
+        files.append(draw(panels, folder / f"toy_{steps}.png", columns=5))
     return files
 
 

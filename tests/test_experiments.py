@@ -1,0 +1,225 @@
+"""The papers' small experiments run, go on after an interruption, and are reported."""
+
+import fcntl
+import json
+import math
+import shutil
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.charts import Panel, band, draw
+from benchmarks.experiment import Context, Run
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments.toy import Toy
+from benchmarks.progress import Progress
+from benchmarks.rows import Rows
+from benchmarks.seeds import Seeds
+from benchmarks.summary import Answer, extreme, grouped, late_log_mean, late_mean, quoted, seeds, stated
+
+TOY = {"target": 0.45, "steps": 100, "lr": 0.01, "estimator": "REBAR", "seed": 0, "quick": 1}
+
+
+def command(*words):
+    """Run `python -m benchmarks` in this process."""
+    threads = torch.get_num_threads()
+    try:
+        main([*map(str, words)])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def row(metric=1.0, **settings):
+    return {"experiment": "toy", "command": "?", "settings": settings, "metrics": {"loss": metric}, "curves": {}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A few quick runs of every small experiment, with their report."""
+    folder = tmp_path_factory.mktemp("runs")
+    plan = folder / "plan.txt"
+    plan.write_text(
+        """
+        toy --quick --estimator REBAR StochasticBackprop --steps 100
+        gamma --quick --dimension 2 --estimator StochasticBackprop StochasticBackprop-jump
+        regression --quick --epochs 1 --estimator StochasticBackprop-N4 Pathwise  # a comment
+        divergence --quick
+        """
+    )
+    command("plan", plan, "--quick", "--runs", folder)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "count"), [("toy", 3), ("gamma", 2), ("regression", 2), ("divergence", 2)])
+def test_rows_are_complete(finished, name, count):
+    rows = Rows(finished / "quick").of(name)
+    assert len(rows) == count
+    for one in rows:
+        assert one["metrics"]
+        assert all(math.isfinite(value) for value in one["metrics"].values())
+        assert set(one["settings"]) == {*EXPERIMENTS[name].axes, "quick"}
+        assert all(len(c["step"]) == len(c["value"]) > 0 for c in one["curves"].values())
+        assert set(one["curves"]) >= {"toy": {"loss", "theta", "log_variance"}, "gamma": {"loss", "log_variance"}}.get(
+            name, set()
+        )
+
+
+def test_report_has_tables_claims_and_figures(finished):
+    report = (finished / "quick" / "RESULTS.md").read_text()
+    assert "| REBAR |" in report
+    assert "| StochasticBackprop | 0.0" in report
+    assert "| squares | 2 | StochasticBackprop-jump |" in report
+    assert "| StochasticBackprop-N4 | -4" in report
+    assert "| series, N = 8 | 6.7337 |" in report
+    for name in ("toy_100", "gamma_squares_100", "regression_1", "divergence"):
+        assert f"figures/{name}.png)" in report
+        assert (finished / "quick" / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "**no** (difference" not in report
+    assert "in all cases faster than the other estimators” (second paper, 6.1): not measured." in report  # no REINFORCE
+
+
+def test_finished_runs_are_not_repeated(finished, tmp_path, capsys):
+    shutil.copy(finished / "quick" / "divergence.jsonl", tmp_path)
+    before = (tmp_path / "divergence.jsonl").read_bytes()
+    command("divergence", "--quick", "--results", tmp_path, "--runs", tmp_path)
+    assert "2 of 2 runs done\n2 of 2 runs done" in capsys.readouterr().err
+    assert (tmp_path / "divergence.jsonl").read_bytes() == before
+
+
+def test_what_an_exact_estimator_does_to_the_toy_is_known(finished):
+    (one,) = [r for r in Rows(finished / "quick").of("toy") if r["settings"]["estimator"] == "StochasticBackprop"]
+    logit = torch.zeros(1, requires_grad=True)
+    adam = torch.optim.Adam([logit], lr=0.01)
+    for _ in range(100):
+        adam.zero_grad()
+        (logit.sigmoid() * (1 - 2 * 0.45)).backward()
+        adam.step()
+    assert one["metrics"]["theta"] == pytest.approx(logit.sigmoid().item(), rel=1e-5)
+    assert one["metrics"]["wrong_sign"] == 0
+
+
+def test_jump_form_of_the_gamma_toy_is_not_the_sum_of_the_series(finished):
+    summed, jump = (r["metrics"]["log_variance"] for r in Rows(finished / "quick").of("gamma"))
+    assert jump > summed + 0.2
+
+
+def test_interrupted_run_goes_on_to_the_same_row(tmp_path, monkeypatch):
+    def run(folder):
+        outcome = Toy().run(TOY, Context(tmp_path / folder))
+        return outcome.metrics, outcome.curves
+
+    whole = run("whole")
+
+    def interrupt(self, trainer: pl.Trainer, *rest):
+        if trainer.global_step == 47:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_train_batch_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("interrupted")
+    assert (tmp_path / "interrupted" / "last.ckpt").exists()
+    begun = []
+    monkeypatch.setattr(Progress, "on_train_start", lambda self, trainer, module: begun.append(trainer.global_step))
+    assert run("interrupted") == whole
+    assert begun == [40]
+
+
+def test_run_that_fails_is_a_row(tmp_path, monkeypatch):
+    def fail(self, trainer, *rest):
+        raise FloatingPointError("loss is nan\nand more")
+
+    monkeypatch.setattr(Progress, "on_train_batch_end", fail)
+    command("toy", "--steps", 100, "--lr", 0.01, "--estimator", "REBAR", "--quick", "--runs", tmp_path)
+    (one,) = Rows(tmp_path / "quick").of("toy")
+    assert one["failed"] == "loss is nan"
+    report = (tmp_path / "quick" / "RESULTS.md").read_text()
+    assert f"- failed: `{one['command']}`: loss is nan" in report
+
+
+def test_run_of_another_process_is_left_to_it(tmp_path, capsys):
+    run = Run("toy", TOY)
+    folder = tmp_path / "quick" / "toy" / run.label.replace(" ", ",")
+    folder.mkdir(parents=True)
+    words = ["toy", "--steps", 100, "--lr", 0.01, "--estimator", "REBAR", "--quick", "--runs", tmp_path]
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        command(*words)
+    assert Rows(tmp_path / "quick").of("toy") == []
+    assert capsys.readouterr().err.count("0 of 1 runs done") == 2
+
+
+@pytest.mark.parametrize("damage", ['{"experiment": "toy", "settings":', '{"experiment": "toy"}', "[]"])
+def test_damaged_row_is_refused_with_its_place(tmp_path, damage):
+    path = tmp_path / "toy.jsonl"
+    path.write_text(json.dumps(row(seed=0)) + f"\n{damage}\n")
+    with pytest.raises(ValueError, match=r"toy\.jsonl, line 2, is no row .* Delete the line"):
+        Rows(tmp_path).of("toy")
+
+
+@pytest.mark.parametrize("name", ["toy", "gamma", "regression", "divergence"])
+def test_report_of_nothing(name, tmp_path):
+    assert EXPERIMENTS[name].report([]) == ["No rows yet."]
+    assert EXPERIMENTS[name].figures([], tmp_path) == []
+
+
+def test_claims_are_answered_by_the_rows():
+    def theta(value):
+        return {"theta": value, "excess_loss": value / 500, "log_variance": -4.0, "wrong_sign": 0.5}
+
+    found = {"REINFORCE": (0.3, 0.4), "Concrete": (0.5, 0.4), "REBAR": (0.02, 0.03), "RELAX": (0.05, 0.06)}
+    rows = [
+        {
+            "settings": {"target": 0.499, "steps": 10, "lr": 0.01, "estimator": name, "seed": seed},
+            "metrics": theta(value),
+            "curves": {},
+        }
+        for name, values in found.items()
+        for seed, value in enumerate(values)
+    ]
+    unable, faster, struggle, exact = [line for line in EXPERIMENTS["toy"].report(rows) if line.startswith("- ")]
+    assert "**yes** in 2 of 3 (REINFORCE: 0 of 2 seeds find it; Concrete: 0 of 2" in unable
+    assert "**no** in 1 of 3 (REBAR: 2 of 2 seeds find it)" in unable
+    assert "**no** (5e-05 ± 1.4e-05 against 0.0007 ± 0.00014)" in faster
+    assert "**no** (REBAR below RELAX)" in struggle
+    assert "not measured" in exact
+
+
+def test_extreme_knows_ties_and_gaps():
+    low, near, high = Seeds((1.0, 1.2)), Seeds((1.1, 1.3)), Seeds((3.0, 3.1))
+    assert extreme({"a": low, "b": high}, ["a"]) == Answer("yes")
+    assert extreme({"a": low, "b": near, "c": high}, ["a"]) == Answer("tie", "a a tie with b")
+    assert extreme({"a": high, "b": near}, ["a"]) == Answer("no", "b below a")
+    assert extreme({"a": high, "b": near}, ["a"], highest=True) == Answer("yes")
+    assert extreme({"a": low, "b": None}, ["a"]) == Answer("not measured")
+
+
+def test_quoted_counts_places():
+    line = quoted(
+        "q", "s", "b.", {"x": Answer("yes"), "y": Answer("no", "d"), "z": Answer("tie"), "w": Answer("not measured")}
+    )
+    assert (
+        line == "- “q” (s): **yes** in 1 of 3, **not decided** in 1 of 3, **no** in 1 of 3 (y: d), not measured: w. b."
+    )
+
+
+def test_summaries_of_rows():
+    rows = [row(1.0, d=10, seed=0), row(2.0, d=1, seed=0), row(4.0, d=10, seed=1), {**row(9.0, d=1), "failed": "nan"}]
+    assert list(grouped(rows, "d")) == [(1,), (10,)]
+    assert seeds(grouped(rows, "d")[(10,)], "loss") == Seeds((1.0, 4.0))
+    assert stated(seeds(grouped(rows, "d")[(1,)], "loss")) == "2"
+    assert seeds(rows, "elbo") is None
+    assert stated(None) == "–"
+    curve = {"step": list(range(20)), "value": [0.0] * 18 + [math.log(2.0), math.log(4.0)]}
+    assert late_log_mean(curve) == pytest.approx(math.log(3.0))
+    assert late_mean(curve) == pytest.approx(math.log(8.0) / 2)
+
+
+def test_figures_are_the_same_bytes_for_the_same_curves(tmp_path):
+    curves = [{"step": [1, 2, 3], "value": [1.0, 2.0, 5.0]}, {"step": [2, 3], "value": [4.0, 5.0]}]
+    assert band(curves) == ([2, 3], [3.0, 5.0], [pytest.approx(2**0.5), 0.0])
+    panels = [Panel("t", "step", "loss (nats)", {"REBAR": curves, "none": []}, log_y=True)] * 3
+    one, other = (draw(panels, tmp_path / f"{name}.png", columns=2) for name in "ab")
+    assert one.read_bytes() == other.read_bytes()
