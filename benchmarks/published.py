@@ -108,7 +108,7 @@ def _text(value: float | str | None) -> str:
 _FILE = "the shared 28×28 file"
 _FIRST = {
     data: Protocol(
-        epochs=2_000_000 * 24 / images,
+        epochs=round(2_000_000 * 24 / images),
         batch=24,
         beta2=0.99999,
         binarization="static",

@@ -191,6 +191,8 @@ def _figure(one: Published) -> str:
 
 
 def _verdict(theirs: Protocol, ours: Protocol, metric: str) -> str:
+    if theirs == Protocol():
+        return "Protocol not stated."
     different, unstated = differences(theirs, ours, metric)
     if not different and not unstated:
         return "Protocol matches."
