@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,13 @@ def sample_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         Booleans of the same shape.
     """
-    return torch.randint(255, images.shape, dtype=torch.uint8, generator=generator) < images
+    # Eight bytes to a draw. To be uniform on 0 to 254 each byte of 255 is drawn again, one in 256; numpy finds them
+    # ten times as fast.
+    words = torch.empty(-(-images.numel() // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    noise = words.view(torch.uint8)[: images.numel()].numpy()
+    again = np.flatnonzero(noise == 255)
+    noise[again] = torch.randint(255, again.shape, dtype=torch.uint8, generator=generator).numpy()
+    return torch.from_numpy(noise.reshape(images.shape) < images.numpy())
 
 
 class Batches(IndexedBatches[Tensor]):
@@ -83,5 +90,6 @@ class Batches(IndexedBatches[Tensor]):
     def _take(self, indices: Tensor, epoch: int, index: int) -> Tensor:
         images = self.images[indices]
         if self.resample:
-            return sample_pixels(images, seeded_generator(self.seed, PIXELS, epoch, index, self.rank)).float()
+            on = sample_pixels(images, seeded_generator(self.seed, PIXELS, epoch, index, self.rank))
+            return on.view(torch.uint8).float()  # from bytes it is several times as fast as from booleans
         return images.float().div_(255)

@@ -60,6 +60,17 @@ def test_pixels_are_on_with_the_probability_of_their_byte():
     assert ((on - p).abs() <= 5 * (p * (1 - p) / draws).sqrt()).all()
 
 
+def test_the_noise_of_pixels_is_uniform_on_255_values():
+    """Of one draw of 255 bytes per level v, those below it are v / 255: compared over all levels with one noise."""
+    levels = torch.arange(256, dtype=torch.uint8)
+    on = torch.stack([sample_pixels(levels[v].expand(25_500), seeded_generator(4)) for v in range(256)])
+    counts = on.sum(1).diff().double()  # how often the noise was 0, 1, ..., 254
+    assert len(counts) == 255
+    assert counts.sum() == 25_500
+    # Chi-squared with 254 degrees of freedom: mean 254, standard deviation 22.5.
+    assert abs((counts - 100).square().sum() / 100 - 254) < 5 * 22.5
+
+
 def test_resampled_pixels_are_new_at_each_visit_and_independent_of_other_noise():
     images = torch.full((40, 30), 128, dtype=torch.uint8)
     loader = Batches(images, 20, resample=True, seed=5)
