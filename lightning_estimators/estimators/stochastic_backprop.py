@@ -11,6 +11,7 @@ from torch.distributions import Beta, Dirichlet, Distribution, OneHotCategorical
 from lightning_estimators.distributions import Delta, base_distribution, sample
 from lightning_estimators.estimators.base import Estimate, GradientEstimator, depends_on
 from lightning_estimators.objectives import Objective
+from lightning_estimators.objectives.compilation import compile_choice
 from lightning_estimators.rules import (
     cumulant_for,
     exponential_rule,
@@ -57,6 +58,9 @@ class StochasticBackprop(GradientEstimator):
             asks for False; and second derivatives, of which the scale of a normal has its own, miss kinks (`relu`,
             `abs`), where Pathwise does not.
         num_samples: S, samples per batch element; the paper finds one enough.
+        compile: Whether objectives may fuse their loops with `torch.compile`, which takes some seconds once: None for
+            large problems where a compiler is found, True always (with a warning where it fails), False never. Same
+            numbers to float32's rounding.
 
     Raises:
         TypeError: The family of q has no rule of the kind asked for.
@@ -86,6 +90,7 @@ class StochasticBackprop(GradientEstimator):
         order: int | None = None,
         f_gradient: bool | None = None,  # noqa: FBT001
         num_samples: int = 1,
+        compile: bool | None = None,  # noqa: FBT001
     ) -> None:
         super().__init__(num_samples)
         if form not in ("jump", "series"):
@@ -100,7 +105,10 @@ class StochasticBackprop(GradientEstimator):
             raise ValueError(f"f_gradient must be True, False or None (f decides), got {f_gradient!r}.")
         if form == "series" and f_gradient is False:
             raise ValueError('form="series" differentiates f; for a black box use form="jump", f_gradient=False.')
+        if compile not in (None, True, False):
+            raise ValueError(f"compile must be True, False or None (automatic), got {compile!r}.")
         self.form, self.order, self.f_gradient = form, order, f_gradient
+        self.compiled = compile  # `compile` is a method of modules
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
@@ -134,6 +142,10 @@ class StochasticBackprop(GradientEstimator):
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Sample, and apply the rule at the sample."""
+        with compile_choice(self.compiled):
+            return self._estimate(q, leaves, f)
+
+    def _estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective) -> Estimate:
         if self.is_pathwise(q):
             z = leaves["value"].view_as(leaves["value"])  # a node of its own: f may reach the point another way
             value = f(z)
@@ -159,7 +171,8 @@ class StochasticBackprop(GradientEstimator):
 
     def extra_repr(self) -> str:
         """Show the settings."""
-        return f"form={self.form!r}, order={self.order}, f_gradient={self.f_gradient}, {super().extra_repr()}"
+        ways = f"form={self.form!r}, order={self.order}, f_gradient={self.f_gradient}, compile={self.compiled}"
+        return f"{ways}, {super().extra_repr()}"
 
     def _differentiates(self, q: Distribution, z: Tensor, f: Objective) -> bool:
         """Which rule f allows, where it was left open."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_estimators.objectives.base import Objective, check_order
+from lightning_estimators.objectives.compilation import is_compiled
 from lightning_estimators.objectives.coordinates import Coordinates
 from lightning_estimators.objectives.linear import check_linear, linear
 from lightning_estimators.objectives.softplus_change import (
@@ -17,6 +20,12 @@ from lightning_estimators.objectives.softplus_change import (
     chebyshev_reach,
     class_changes,
     flip_changes,
+)
+from lightning_estimators.objectives.softplus_products import (
+    class_products,
+    flip_products,
+    move_products,
+    product_reach,
 )
 
 __all__ = ["BernoulliLinear"]
@@ -99,25 +108,56 @@ class BernoulliLinear(Objective):
     def _classes(self, a: Tensor, x: Tensor, columns: Tensor, at: Coordinates) -> Tensor:
         """Return the changes for moves from one class to others: of all classes at once."""
         variables, classes, outputs = columns.shape
-        block = self._budget(a.device) // a.element_size()
-        change = class_changes(a, at.z.argmax(-1), columns, _spread(columns), block)
+        current, spread = at.z.argmax(-1), _spread(columns)
+        if spread <= product_reach(8) and is_compiled(len(a) * columns.numel(), a.device):
+            change = self._compiled_classes(a, x, columns, current, spread)
+            if change is not None:
+                return (at.z_new.to(a.dtype) * change).sum(-1)
+        by_class = class_changes(a, current, columns, spread, self._budget(a.device) // a.element_size())
         seen = (x @ columns.reshape(-1, outputs).T).reshape(-1, variables, classes)
-        change -= seen - (at.z.to(a.dtype) * seen).sum(-1, keepdim=True)
-        return (at.z_new.to(a.dtype) * change).sum(-1)
+        by_class -= seen - seen.gather(-1, current[..., None])
+        return (at.z_new.to(a.dtype) * by_class).sum(-1)
+
+    def _compiled_classes(self, a: Tensor, x: Tensor, columns: Tensor, current: Tensor, spread: float) -> Tensor | None:
+        change = a.new_empty(len(a), *columns.shape[:2])
+        slope = (a > 0).to(a.dtype) - x
+        for some in self._blocks(columns):
+            # Only differences count, and around their middle exponentials are farthest from overflow.
+            own = columns[some] - (columns[some].amax(1, keepdim=True) + columns[some].amin(1, keepdim=True)) / 2
+            products = class_products(a, own, current[:, some], spread)
+            if products is None:
+                return None
+            seen = (slope @ own.flatten(0, 1).T).reshape(products.shape)
+            change[:, some] = products + (seen - seen.gather(-1, current[:, some, None]))
+        return change
 
     def _flips(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor) -> Tensor:
-        """Return the changes for moves by -1, 0 or 1: by matrix products, but for columns with huge weights."""
+        """Return the changes for moves by -1, 0 or 1: by products or series, but for columns with huge weights."""
+        compiled = is_compiled(len(a) * columns.numel(), a.device)
         reach = columns.abs().amax((1, 2))
-        near = reach <= chebyshev_reach(24, a.dtype)
+        near = reach <= (product_reach(8) if compiled else chebyshev_reach(24, a.dtype))
         if not near.all():
             change = torch.empty_like(delta[..., 0])
             for some, way in ((near, self._flips), (~near, self._moves)):
                 if some.any():
                     change[:, :, some] = way(a, x, columns[some], delta[:, :, some])
             return change
+        if compiled:
+            products = self._compiled_flips(a, x, columns, delta, reach.max().item())
+            return self._flips(a, x, columns, delta) if products is None else products  # no compiler: the other way
         block = self._budget(a.device) // a.element_size()
         odd, even = flip_changes(a, x, columns[:, 0], reach.max().item(), block)
         return delta[..., 0] * (odd + delta[..., 0] * even)
+
+    def _compiled_flips(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor, reach: float) -> Tensor | None:
+        change = delta[0, ..., 0] * (((a > 0).to(a.dtype) - x) @ columns[:, 0].T)
+        for some in self._blocks(columns):
+            by = delta[0, :, some, 0]
+            products = flip_products(a, columns[some, 0], by < 0, reach)
+            if products is None:
+                return None
+            change[:, some] += by.abs() * products
+        return change[None]
 
     def _moves(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor) -> Tensor:
         """Return the changes for any moves, shape `(A, L, J)`: element by element, in chunks."""
@@ -125,7 +165,9 @@ class BernoulliLinear(Objective):
         # sum_p x_p w_p for every coordinate at once.
         seen = (x @ columns.reshape(-1, outputs).T).reshape(-1, coordinates, entries)
         change = -(delta * seen).sum(-1)
-        small = a.device.type != "cpu" or _small(columns)
+        compiled = is_compiled(len(delta) * len(a) * coordinates * outputs, a.device)
+        if compiled and self._add_compiled_moves(change, a, columns, delta):
+            return change
         # In cache: sixteen tensors of some rows of a (half of them constant), then two of moves of those rows.
         row = outputs * a.element_size()
         for first, last in self._chunks(len(a), 16 * row, a.device):
@@ -135,8 +177,31 @@ class BernoulliLinear(Objective):
                 for alternative in range(len(delta)):
                     move = delta[alternative, first:last, start:stop].transpose(0, 1)
                     w = move * some if entries == 1 else move @ some
-                    change[alternative, first:last, start:stop] += softplus.summed_change(w, small=small).T
+                    change[alternative, first:last, start:stop] += softplus.summed_change(w).T
         return change
+
+    def _add_compiled_moves(self, change: Tensor, a: Tensor, columns: Tensor, delta: Tensor) -> bool:
+        entries = columns.shape[1]
+        # Moves of vectors are written out; those of scalars are a column times a number.
+        for some in self._blocks(columns if entries == 1 else columns[:, :1].expand(-1, len(a), -1)):
+            for alternative in range(len(delta)):
+                move = delta[alternative, :, some]
+                if entries == 1:
+                    products = move_products(a, move[..., 0], columns[None, some, 0])
+                else:
+                    w = (move.transpose(0, 1) @ columns[some]).transpose(0, 1)
+                    products = move_products(a, a.new_ones(1, 1), w)
+                if products is None:
+                    return False
+                change[alternative, :, some] += products
+        return True
+
+    def _blocks(self, columns: Tensor) -> list[slice]:
+        """Split columns into even blocks of bounded memory: compiled loops want few."""
+        row = columns[0].numel() * columns.element_size()
+        count = min(len(columns), math.ceil(len(columns) * row / (4 * self._budget(columns.device))))
+        edges = [len(columns) * i // count for i in range(count + 1)]
+        return [slice(start, stop) for start, stop in pairwise(edges)]
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
         r"""Return $\sum_p h^{(n)}(a_p) W_{pj}^n$, h = softplus - x a: exact, two matrix products at any order."""

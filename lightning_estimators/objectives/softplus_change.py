@@ -48,15 +48,13 @@ class SoftplusAt:
         # |a| - |a + w| is m w, or 2|a| - m w once a + w has crossed zero: the lesser of the two. Where a is saturated,
         # sigma(-|a|) e^... is the exponential of a sum, of which only what is above -80 is left to sigma.
         self.sign, self.shift, self.crossing = -torch.ones_like(a).copysign(a), clipped - size, 2 * clipped
-        self.tail, self.complement = torch.sigmoid(-clipped), torch.sigmoid(clipped)
+        self.tail = torch.sigmoid(-clipped)
 
-    def summed_change(self, w: Tensor, *, small: bool) -> Tensor:
+    def summed_change(self, w: Tensor) -> Tensor:
         """Return the change summed over the last axis.
 
         Args:
             w: Moves of a, shape `(n, L, P)`; overwritten.
-            small: Whether moves may be so small that factors 1 + O(w) would lose their digits. Costs a logarithm for
-                every element where 16 could share one.
 
         Returns:
             Tensor of shape `(n, L)`.
@@ -64,10 +62,7 @@ class SoftplusAt:
         nearer = torch.addcmul(self.shift, self.sign, w)
         torch.minimum(nearer, self.crossing - nearer, out=nearer)
         relu = torch.maximum(w.add_(self.below), self.above, out=w).sum(-1)
-        if small:
-            return nearer.expm1_().mul_(self.tail).log1p_().sum(-1).add_(relu)
-        factors = torch.addcmul(self.complement, self.tail, nearer.exp_(), out=nearer)
-        return _summed_log(factors, halvings=4).add_(relu)
+        return _summed_log1p(nearer.expm1_().mul_(self.tail), halvings=4).add_(relu)
 
 
 def summed_softplus(a: Tensor) -> Tensor:
@@ -125,6 +120,20 @@ def _summed_log(factors: Tensor, halvings: int) -> Tensor:
             factors = factors[..., :half].mul_(factors[..., half : 2 * half])
             factors[..., : odd.shape[-1]].mul_(odd)
     return factors.contiguous().log_().sum(-1)  # a fast logarithm needs it contiguous
+
+
+def _summed_log1p(q: Tensor, halvings: int) -> Tensor:
+    """Return the sum of log(1 + q) over the last axis, like `_summed_log` but with all digits of small q."""
+    for _ in range(halvings):
+        half = q.shape[-1] // 2
+        if half:
+            odd, other = q[..., 2 * half :], q[..., half : 2 * half]
+            # (1 + q)(1 + r) - 1 = q + q r + r.
+            q = q[..., :half]
+            q.addcmul_(q, other).add_(other)
+            first = q[..., : odd.shape[-1]]
+            first.addcmul_(first, odd).add_(odd)
+    return q.contiguous().log1p_().sum(-1)
 
 
 def chebyshev_terms(reach: float, dtype: torch.dtype) -> int:
