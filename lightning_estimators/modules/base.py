@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -21,6 +21,7 @@ from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.modules import schedules
 from lightning_estimators.modules.recorded import RecordedModule
 from lightning_estimators.modules.safeguards import (
+    LateVerdict,
     all_finite,
     check_callable,
     check_costs,
@@ -137,6 +138,7 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         self.accumulate_grad_batches = accumulate_grad_batches
         self._window_open = False  # whether gradients of an unfinished accumulation window are held
         self._plateau_stepped_at = -1  # batches trained when epoch-wise plateau schedulers last stepped
+        self._verdict: LateVerdict | None = None  # on the last step, where nobody waited for it
         self._resumed_metrics: dict[str, float] = {}
         self._resumed_gradients: dict[str, Tensor] = {}
 
@@ -194,7 +196,9 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
 
         Raises:
             ValueError: `loss` returned no costs of shape (B,).
-            FloatingPointError: The loss or a gradient is not finite; the weights are those before the step.
+            FloatingPointError: The loss or a gradient is not finite; the weights are those before the step. On a CUDA
+                device, which would stand still while the host waits for the answer, the step is taken with zeros in
+                place of its gradients, and the error comes at the next step, checkpoint or end of the epoch.
         """
         self.seed_noise(0, batch_idx)
         optimizers = self._both_optimizers()
@@ -247,6 +251,7 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
     def on_fit_start(self) -> None:
         """Forget what belongs to an earlier run, unless it is being resumed."""
         super().on_fit_start()
+        self._verdict = None
         if self.trainer.ckpt_path is None:
             self._plateau_stepped_at = -1
             self._resumed_metrics, self._resumed_gradients = {}, {}
@@ -265,6 +270,7 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
 
     def on_train_epoch_end(self) -> None:
         """Step plateau schedulers, which need the metrics of the epoch."""
+        self._confirm_last_step()
         # A run resumed at the end of an epoch passes here a second time, after Lightning has counted a batch too many
         # for its loggers.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.batches_trained()
@@ -285,8 +291,9 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
             checkpoint: What is about to be saved; gets one entry of numbers and tensors.
 
         Raises:
-            FloatingPointError: A parameter, or a statistic of an estimator, is not finite.
+            FloatingPointError: A parameter, or a statistic of an estimator, or the last step was not finite.
         """
+        self._confirm_last_step()
         super().on_save_checkpoint(checkpoint)
         statistics = {f"{path}.{n}": b for path, e in self.estimators().items() for n, b in e.named_buffers()}
         if broken := nonfinite_names(dict(self.named_parameters()) | statistics):
@@ -342,11 +349,33 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
     def _check_finite(self, loss: Tensor, costs: Tensor, batch_idx: int, optimizers: list[LightningOptimizer]) -> None:
         parameters = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
         gradients = [p.grad for p in parameters if p.grad is not None]
-        # One transfer for both. The loss is averaged over processes and so are the gradients, so all raise or none.
-        # While a window is open gradients are not; what is wrong with them is still there when it ends.
+        # The loss is averaged over processes and so are the gradients, so all raise or none. While a window is open
+        # gradients are not; what is wrong with them is still there when it ends.
         largest = torch.zeros_like(loss) if self._window_open else all_finite(gradients).to(loss)
-        if not all(math.isfinite(figure) for figure in torch.stack([loss, largest]).tolist()):
-            raise FloatingPointError(describe_nonfinite(self, batch_idx, costs, self.estimators()))
+        finite = torch.stack([loss, largest]).isfinite().all()
+        if not self._verdict_comes_late() or any(gradient.is_sparse for gradient in gradients):
+            if not finite:
+                raise FloatingPointError(self._describe_nonfinite(batch_idx, costs))
+            return
+        self._confirm_last_step()
+        if not self._window_open:
+            broken = finite.logical_not()
+            for gradient in gradients:
+                gradient.masked_fill_(broken, 0.0)
+        self._verdict = LateVerdict(finite, partial(self._describe_nonfinite, batch_idx, costs.detach(), self.global_step))
+
+    def _describe_nonfinite(self, batch_idx: int, costs: Tensor, step: int | None = None) -> str:
+        return describe_nonfinite(self, batch_idx, costs, self.estimators(), step)
+
+    def _verdict_comes_late(self) -> bool:
+        """Whether the host would have to wait for the device to know if a step is finite."""
+        return self.device.type == "cuda"
+
+    def _confirm_last_step(self) -> None:
+        """Raise if the last step that nobody waited for was not finite."""
+        verdict, self._verdict = self._verdict, None
+        if verdict is not None:
+            verdict.confirm()
 
     def _step(self, optimizers: list[LightningOptimizer]) -> None:
         for optimizer in optimizers:

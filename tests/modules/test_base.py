@@ -444,7 +444,7 @@ class Breaks(Tiny):
     """Goes wrong at one batch: in the loss of two examples, or in the gradient of one weight only."""
 
     def __init__(self, what, at=4):
-        super().__init__(REBAR(), optimizer=SGD)
+        super().__init__(REBAR(), optimizer=SGD, surrogate_optimizer=SGD)
         self.what, self.at = what, at
 
     def loss(self, batch):
@@ -474,6 +474,33 @@ def test_what_is_not_finite_stops_training_before_the_step(what, tmp_path):
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 4
     assert same(dict(saved["state_dict"]), dict(reference.state_dict()))
+
+
+@pytest.mark.parametrize("every", [1, 100])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_where_nobody_waits_for_the_device_what_is_not_finite_never_enters_a_weight(what, every, tmp_path, monkeypatch):
+    """As on a CUDA device: zeros take the place of the gradients, and the error comes before anything is saved."""
+    monkeypatch.setattr(EstimatorModule, "_verdict_comes_late", lambda self: True)
+    module, reference = Breaks(what), Breaks("nothing", at=-1)
+    last = ModelCheckpoint(tmp_path, every_n_train_steps=every, save_last=True)
+    with pytest.raises(FloatingPointError) as caught:
+        fit(module, max_steps=20, callbacks=[last], enable_checkpointing=True)
+    message = str(caught.value)
+    assert "at step 4 (epoch 0, batch 4)" in message
+    assert "zeros in place of its gradients" in message
+    assert f"{2 if what == 'loss' else 0} of 8 per-example costs" in message
+    assert module.global_step == 5  # the step with zeros, by SGD without momentum no step at all
+    fit(reference, max_steps=4)
+    assert same(module.state_dict(), reference.state_dict())
+    assert [path.name for path in tmp_path.glob("last*")] == (["last.ckpt"] if every == 1 else [])
+    if every == 1:
+        assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_last_step_that_is_not_finite_is_told_at_the_end_of_the_epoch(monkeypatch):
+    monkeypatch.setattr(EstimatorModule, "_verdict_comes_late", lambda self: True)
+    with pytest.raises(FloatingPointError, match="at step 4 "):
+        fit(Breaks("gradient"), max_steps=5)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
