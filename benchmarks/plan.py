@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.experiment import Context, Experiment, Run
+from benchmarks.experiment import Context, Experiment, Row, Run
 from benchmarks.progress import duration, say
 from benchmarks.rows import Rows, make_row
 
 __all__ = ["Plan"]
+
+BUDGETS = {"epochs", "steps", "samples"}
+"""Settings that time is proportional to, or nearly so."""
 
 
 class Plan:
@@ -56,10 +60,18 @@ class Plan:
         say(self._summary(missing), end=True)
 
     def expected_seconds(self, run: Run) -> float | None:
-        """Return what a run took with other seeds, else what runs alike in most settings took; None if unknown."""
+        """Return what the run most alike took, in proportion to its budget; None if there is none."""
+
+        def alike(row: Row) -> int:
+            same = [name for name, value in run.settings.items() if row["settings"].get(name) == value]
+            return len({*same} - {"seed", "lr", *BUDGETS})
+
         rows = self.rows.of(run.experiment)
-        alike = {len(set(run.settings.items()) & set(row["settings"].items())): row["seconds"] for row in rows}
-        return alike[max(alike)] if alike else None
+        if not rows:
+            return None
+        closest = max(rows, key=alike)
+        budget = [float(run.settings[name]) / float(closest["settings"][name]) for name in BUDGETS & {*run.settings}]
+        return float(closest["seconds"]) * math.prod(budget)
 
     def _perform(self, run: Run, folder: Path) -> None:
         missing = self.missing()
