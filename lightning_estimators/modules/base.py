@@ -362,7 +362,9 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
             broken = finite.logical_not()
             for gradient in gradients:
                 gradient.masked_fill_(broken, 0.0)
-        self._verdict = LateVerdict(finite, partial(self._describe_nonfinite, batch_idx, costs.detach(), self.global_step))
+        self._verdict = LateVerdict(
+            finite, partial(self._describe_nonfinite, batch_idx, costs.detach(), self.global_step)
+        )
 
     def _describe_nonfinite(self, batch_idx: int, costs: Tensor, step: int | None = None) -> str:
         return describe_nonfinite(self, batch_idx, costs, self.estimators(), step)

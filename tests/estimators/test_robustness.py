@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributions import Bernoulli, Gamma, Independent, Normal, OneHotCategorical
 
 from lightning_estimators.baselines import LeaveOneOut
+from lightning_estimators.distributions import one_hot_categorical
 from lightning_estimators.estimators import LAX, REBAR, REINFORCE, RELAX, Concrete, Enumeration, RelaxedREBAR
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.noise import uniform
@@ -140,6 +141,69 @@ def test_data_gets_no_gradient_and_frozen_logits_are_no_error(case):
     weight.grad = None
     estimator(frozen, lambda z: weight * z.sum(-1).square(), CONTEXT).sum().backward()
     assert weight.grad.isfinite()
+
+
+HOST = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__")
+"""What makes the host wait for the device."""
+
+
+@pytest.mark.parametrize("family", [Bernoulli, OneHotCategorical])
+@pytest.mark.parametrize("case", [name for name in CASES if not name.startswith("StochasticBackprop")])
+def test_nothing_is_read_back_from_the_device(case, family, monkeypatch):
+    """Of a step, the objective's own aside: each read would make the host wait for all that was asked of a GPU."""
+    logits, q = make(family)
+    estimator = CASES[case]()
+    estimator.prepare(q, CONTEXT)
+    dims = tuple(range(-len(q.event_shape), 0))
+
+    def step():
+        base = Bernoulli(logits=logits, validate_args=False) if family is Bernoulli else one_hot_categorical(logits)
+        q = Independent(base, 1, validate_args=False)
+        estimator(q, lambda z: (z - 0.3).square().sum(dims), CONTEXT).mean().backward()
+
+    step()  # sizes what is lazy
+
+    def read(*_):
+        raise AssertionError("read back")
+
+    for name in HOST:
+        monkeypatch.setattr(torch.Tensor, name, read)
+    with pytest.raises(AssertionError, match="read back"):
+        bool(logits.sum() > 0)
+    step()
+
+
+@pytest.mark.parametrize("case", ["REINFORCE", "REBAR", "RELAX", "RelaxedREBAR"])
+def test_steps_leave_no_tensors_behind(case):
+    """As many live after three hundred steps as after three, without help from the garbage collector."""
+    logits, _ = make(Bernoulli)
+    estimator, products = CASES[case](), []
+
+    def step():
+        q = Independent(Bernoulli(logits=logits), 1)
+
+        def f(z):
+            product = logits.sum() * z
+            products.append(weakref.ref(product))  # what only a graph keeps, is not among the collector's objects
+            return product.square().sum(-1)
+
+        estimator(q, f, CONTEXT).mean().backward()
+
+    def live():
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        counts = []
+        for index in range(300):
+            step()
+            if index in (2, 299):
+                counts.append(live())
+    finally:
+        gc.enable()
+    assert counts[0] == counts[1]
+    assert not any(product() is not None for product in products)
 
 
 @pytest.mark.parametrize("learned", [True, False])
