@@ -91,50 +91,45 @@ class BernoulliLinear(Objective):
             delta = (at.z_new - at.z).to(a.dtype)
             # Only on CPU may the way depend on values: elsewhere, reading them would wait for the device.
             readable = z.device.type == "cpu" and a.numel() > 0
+            change = None
             if readable and not at.one_hot and bool((delta.abs() == delta.square()).all()):
                 change = self._flips(a, x, columns, delta)
-            elif readable and self._are_classes(at, columns):
+            elif readable and _are_classes(at):
                 change = self._classes(a, x, columns, at)
-            else:
+            if change is None:
                 change = self._moves(a, x, columns, delta)
         return at.unflatten(change)
 
-    def _are_classes(self, at: Coordinates, columns: Tensor) -> bool:
-        """Whether coordinates are one-hot vectors, most alternatives are asked for, and `class_changes` is exact."""
-        if not at.one_hot or 2 * len(at.z_new) < columns.shape[1] or _small(columns):
-            return False
-        return _are_one_hot(at.z) and _are_one_hot(at.z_new) and _spread(columns) <= WIDEST
-
-    def _classes(self, a: Tensor, x: Tensor, columns: Tensor, at: Coordinates) -> Tensor:
-        """Return the changes for moves from one class to others: of all classes at once."""
-        variables, classes, outputs = columns.shape
-        current, spread = at.z.argmax(-1), _spread(columns)
+    def _classes(self, a: Tensor, x: Tensor, columns: Tensor, at: Coordinates) -> Tensor | None:
+        """Return the changes for moves from one class to others, of all classes at once; None where it is not exact."""
+        columns, current = columns.contiguous(), at.z.argmax(-1)
+        high, low = columns.amax(1, keepdim=True), columns.amin(1, keepdim=True)
+        spread = (high - low).max().item()
+        change = None
         if spread <= product_reach(8) and is_compiled(len(a) * columns.numel(), a.device):
-            change = self._compiled_classes(a, x, columns, current, spread)
-            if change is not None:
-                return (at.z_new.to(a.dtype) * change).sum(-1)
-        by_class = class_changes(a, current, columns, spread, self._budget(a.device) // a.element_size())
-        seen = (x @ columns.reshape(-1, outputs).T).reshape(-1, variables, classes)
-        by_class -= seen - seen.gather(-1, current[..., None])
-        return (at.z_new.to(a.dtype) * by_class).sum(-1)
+            # Only differences count, and around their middle exponentials are farthest from overflow.
+            change = self._compiled_classes(a, x, columns - (high + low) / 2, current, spread)
+        if change is None and spread <= WIDEST and not _small(columns):
+            change = class_changes(a, current, columns, spread, self._budget(a.device) // a.element_size())
+            seen = (x @ columns.flatten(0, 1).T).reshape(change.shape)
+            change -= seen - seen.gather(-1, current[..., None])
+        return None if change is None else (at.z_new.to(a.dtype) * change).sum(-1)
 
     def _compiled_classes(self, a: Tensor, x: Tensor, columns: Tensor, current: Tensor, spread: float) -> Tensor | None:
         change = a.new_empty(len(a), *columns.shape[:2])
         slope = (a > 0).to(a.dtype) - x
         for some in self._blocks(columns):
-            # Only differences count, and around their middle exponentials are farthest from overflow.
-            own = columns[some] - (columns[some].amax(1, keepdim=True) + columns[some].amin(1, keepdim=True)) / 2
-            products = class_products(a, own, current[:, some], spread)
+            products = class_products(a, columns[some], current[:, some], spread)
             if products is None:
                 return None
-            seen = (slope @ own.flatten(0, 1).T).reshape(products.shape)
+            seen = (slope @ columns[some].flatten(0, 1).T).reshape(products.shape)
             change[:, some] = products + (seen - seen.gather(-1, current[:, some, None]))
         return change
 
     def _flips(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor) -> Tensor:
         """Return the changes for moves by -1, 0 or 1: by products or series, but for columns with huge weights."""
         compiled = is_compiled(len(a) * columns.numel(), a.device)
-        reach = columns.abs().amax((1, 2))
+        reach = torch.maximum(columns.amax((1, 2)), -columns.amin((1, 2)))
         near = reach <= (product_reach(8) if compiled else chebyshev_reach(24, a.dtype))
         if not near.all():
             change = torch.empty_like(delta[..., 0])
@@ -243,19 +238,18 @@ class BernoulliLinear(Objective):
         return weight, a.reshape(-1, len(weight)), self.target.to(dtype).expand(a.shape).reshape(-1, len(weight))
 
 
-def _small(columns: Tensor) -> bool:
-    """Whether moves may be so small that beside 1 they would lose their digits."""
-    return columns.abs().mean().item() < 1e5 * torch.finfo(columns.dtype).eps
-
-
-def _spread(columns: Tensor) -> float:
-    """Return the largest difference between the columns of one variable."""
-    return (columns.amax(1) - columns.amin(1)).max().item()
+def _are_classes(at: Coordinates) -> bool:
+    """Whether coordinates are one-hot vectors, and most alternatives are asked for."""
+    return at.one_hot and 2 * len(at.z_new) >= at.z.shape[-1] and _are_one_hot(at.z) and _are_one_hot(at.z_new)
 
 
 def _are_one_hot(z: Tensor) -> bool:
-    # Numbers from 0 to 1 that sum to 1, as their squares do.
-    return bool((z >= 0).all() and (z.sum(-1) == 1).all() and (z.square().sum(-1) == 1).all())
+    return bool((z.square() == z).all() and (z.sum(-1) == 1).all())
+
+
+def _small(columns: Tensor) -> bool:
+    """Whether moves may be so small that beside 1 they would lose their digits."""
+    return columns.abs().mean().item() < 1e5 * torch.finfo(columns.dtype).eps
 
 
 @cache

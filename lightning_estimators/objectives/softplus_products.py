@@ -42,8 +42,7 @@ def flip_products(a: Tensor, columns: Tensor, negative: Tensor, reach: float) ->
         Tensor of shape `(L, D)`, or None where there is no compiler.
     """
     group = _grouping(a.shape[1], reach)
-    tables = _grouped(torch.stack([columns, -columns]), group).expm1_()
-    arguments = (*_tails(a, group), tables, negative)
+    arguments = (*_tails(a, group), _tables(columns, group), negative)
     return fused(_flips, arguments, ((0, 1), (0, 1), (1, 2), (0, 1)))
 
 
@@ -60,8 +59,7 @@ def class_products(a: Tensor, columns: Tensor, current: Tensor, reach: float) ->
         Tensor of shape `(L, J, K)`, or None where there is no compiler.
     """
     group = _grouping(a.shape[1], reach)
-    tables = _grouped(torch.stack([columns, -columns]), group).expm1_()
-    arguments = (*_tails(a, group), tables, current)
+    arguments = (*_tails(a, group), _tables(columns, group), current)
     return fused(_classes, arguments, ((0, 1), (0, 1), (1, 2, 3), (0, 1)))
 
 
@@ -98,11 +96,23 @@ def _grouped(x: Tensor, group: tuple[int, int]) -> Tensor:
     return filled.reshape(*x.shape[:-1], m, n, _LANES)
 
 
-def _tails(a: Tensor, group: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _tails(a: Tensor, group: tuple[int, int]) -> Tensor:
     """Return sigma(-|a|) where a <= 0 and where a > 0, zero elsewhere: of each pair one is zero."""
+    filled = a.new_zeros(2, len(a), math.prod(group) * _LANES)
+    below, above = filled[..., : a.shape[1]]
     tail = torch.sigmoid(-a.abs())
-    positive = a > 0
-    return _grouped(tail.masked_fill(positive, 0), group), _grouped(tail.masked_fill(~positive, 0), group)
+    torch.sub(tail, torch.mul(tail, a > 0, out=above), out=below)
+    return filled.reshape(2, len(a), *group, _LANES)
+
+
+def _tables(columns: Tensor, group: tuple[int, int]) -> Tensor:
+    """Return e^w - 1 and e^-w - 1 of all columns."""
+    tables = columns.new_empty(2, *columns.shape[:-1], math.prod(group) * _LANES)
+    up, down = tables
+    up[..., columns.shape[-1] :] = 0
+    up[..., : columns.shape[-1]] = columns
+    torch.neg(up, out=down)
+    return tables.expm1_().reshape(*tables.shape[:-1], *group, _LANES)
 
 
 def _flips(below: Tensor, above: Tensor, tables: Tensor, negative: Tensor) -> Tensor:
