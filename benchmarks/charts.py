@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -81,7 +82,7 @@ def draw(panels: Sequence[Panel], path: Path, columns: int) -> Path:
     """
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.7 * rows + 0.4), layout="constrained")
-    handles = {}
+    handles: dict[str, Artist] = {}
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
@@ -90,7 +91,7 @@ def draw(panels: Sequence[Panel], path: Path, columns: int) -> Path:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False)
     return save(figure, path)
 
 

@@ -118,7 +118,8 @@ def derivative(z: Tensor, order: int) -> Tensor:
     hermite, before = torch.ones_like(z), torch.zeros_like(z)
     for n in range(order):
         hermite, before = z * hermite - n * before, hermite
-    return (-1) ** order * hermite * torch.exp(-(z**2) / 2) + 1.7**order * torch.sin(1.7 * z + order * math.pi / 2)
+    bell: Tensor = (-1) ** order * hermite * torch.exp(-(z**2) / 2)
+    return bell + 1.7**order * torch.sin(1.7 * z + order * math.pi / 2)
 
 
 def density(z: Tensor) -> Tensor:
