@@ -67,18 +67,26 @@ class FitExperiment(Experiment):
         path.write_text(yaml.safe_dump(whole, sort_keys=False))
         checkpoint = folder / "last.ckpt"
         resume = ["--ckpt_path", str(checkpoint)] if checkpoint.exists() else []
+        begun: list[EstimatorCLI] = []
+
+        class Command(EstimatorCLI):
+            def before_fit(self) -> None:
+                begun.append(self)  # a fit that fails never gets out of its constructor
+
+        metrics, failed = {}, None
         with _quiet(), _interruptible():
             try:
-                cli = EstimatorCLI(["fit", "--config", str(path), *resume])
+                Command(["fit", "--config", str(path), *resume])
+                metrics = self.evaluate(begun[0], settings)
             except FloatingPointError as error:
-                return Outcome({}, failed=str(error).splitlines()[0])
-            metrics = self.evaluate(cli, settings)
-        progress = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Progress))  # type: ignore[attr-defined]
-        logged = next(logger for logger in cli.trainer.loggers if isinstance(logger, CurveLogger)).curves
+                failed = str(error).splitlines()[0]
+        trainer: Any = begun[0].trainer
+        progress = next(callback for callback in trainer.callbacks if isinstance(callback, Progress))
+        logged = next(logger for logger in trainer.loggers if isinstance(logger, CurveLogger)).curves
         curves = {
             name: thinned(logged[key], self.curve_points) for key, name in self.curve_names.items() if key in logged
         }
-        return Outcome(metrics, curves, progress.elapsed())
+        return Outcome(metrics, curves, progress.elapsed(), failed)
 
     def _trainer(self, folder: Path, context: Context) -> Settings:
         quiet = {"enable_progress_bar": False, "enable_model_summary": False}

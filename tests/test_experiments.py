@@ -129,12 +129,16 @@ def test_interrupted_run_goes_on_to_the_same_row(tmp_path, monkeypatch):
 
 def test_run_that_fails_is_a_row(tmp_path, monkeypatch):
     def fail(self, trainer, *rest):
-        raise FloatingPointError("loss is nan\nand more")
+        if trainer.global_step == 30:
+            raise FloatingPointError("loss is nan\nand more")
 
     monkeypatch.setattr(Progress, "on_train_batch_end", fail)
     command("toy", "--steps", 100, "--lr", 0.01, "--estimator", "REBAR", "--quick", "--runs", tmp_path)
     (one,) = Rows(tmp_path / "quick").of("toy")
     assert one["failed"] == "loss is nan"
+    assert one["metrics"] == {}
+    assert one["seconds"] > 0
+    assert 1 <= len(one["curves"]["loss"]["value"]) < 100
     report = (tmp_path / "quick" / "RESULTS.md").read_text()
     assert f"- failed: `{one['command']}`: loss is nan" in report
 
