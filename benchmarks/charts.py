@@ -26,6 +26,8 @@ COLORS = {
     "RELAX": "C0",
     "RelaxedREBAR": "C4",
     "StochasticBackprop": "C3",
+    "StochasticBackprop (S = 5)": "C6",
+    "StochasticBackprop (S = 10)": "C9",
     "StochasticBackprop-N4": "C3",
     "StochasticBackprop-N8": "C8",
     "StochasticBackprop-jump": "C9",
