@@ -141,20 +141,20 @@ class GradientEstimator(Configurable, nn.Module, ABC):
             wide = {name: p.detach() for name, p in wide.items()}
         expanded = {name: p.expand(self.num_samples, *p.shape) for name, p in wide.items()}
         if not torch.is_grad_enabled() and not pathwise:
-            return f(sample(rebuild(q, expanded))).mean(0)
+            return self._average(f(sample(rebuild(q, expanded))))
         if not pathwise:
             for leaf in expanded.values():
                 leaf.requires_grad_()
         estimate = self.estimate(rebuild(q, expanded), expanded, f, None if context is None else context.detach())
         self._check_estimate(estimate, q)
-        value = estimate.value.mean(0)
+        value = self._average(estimate.value)
         names = [name for name in estimate.gradients if attached[name].requires_grad]
         if names:
-            gradients = [estimate.gradients[name].detach().mean(0) for name in names]
+            gradients = [self._average(estimate.gradients[name].detach()) for name in names]
             value = attach(value, gradients, [attached[name] for name in names])
         if estimate.control is not None and not replaying():
             # Samples are independent: the variance of their average is a share of the average of their variances.
-            control = estimate.control.mean(0) / self.num_samples
+            control = self._average(estimate.control) / self.num_samples
             self.last_control = control.detach().mean()
             if torch.is_grad_enabled() and control.requires_grad:
                 own = [p for p in self.parameters() if p.requires_grad]
@@ -219,6 +219,9 @@ class GradientEstimator(Configurable, nn.Module, ABC):
     def extra_repr(self) -> str:
         """Show the settings in `repr`."""
         return f"num_samples={self.num_samples}"
+
+    def _average(self, samples: Tensor) -> Tensor:
+        return samples.mean(0) if self.num_samples > 1 else samples.squeeze(0)  # a view in the commonest case
 
     def _check_estimate(self, estimate: Estimate, q: Distribution) -> None:
         expected = (self.num_samples, *q.batch_shape)

@@ -41,7 +41,7 @@ def hard(q: Distribution, z: Tensor) -> Tensor:
     """Return the discrete sample of which z is the relaxation, without gradient."""
     z = z.detach()
     if isinstance(base_distribution(q), Bernoulli):
-        return (z > 0).to(z.dtype)
+        return torch.gt(z, 0, out=torch.empty_like(z))
     return torch.zeros_like(z).scatter_(-1, z.argmax(-1, keepdim=True), 1.0)
 
 
