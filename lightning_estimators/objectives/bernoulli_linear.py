@@ -18,6 +18,7 @@ from lightning_estimators.objectives.softplus_change import (
     WIDEST,
     SoftplusAt,
     chebyshev_reach,
+    chebyshev_terms,
     class_changes,
     flip_changes,
 )
@@ -128,8 +129,10 @@ class BernoulliLinear(Objective):
 
     def _flips(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor) -> Tensor:
         """Return the changes for moves by -1, 0 or 1: by products or series, but for columns with huge weights."""
-        compiled = is_compiled(len(a) * columns.numel(), a.device)
         reach = torch.maximum(columns.amax((1, 2)), -columns.amin((1, 2)))
+        # A series of six terms, for small weights, is as fast as the compiled products.
+        long = chebyshev_terms(reach.max().item(), a.dtype) > 6
+        compiled = long and is_compiled(len(a) * columns.numel(), a.device)
         near = reach <= (product_reach(8) if compiled else chebyshev_reach(24, a.dtype))
         if not near.all():
             change = torch.empty_like(delta[..., 0])
@@ -192,9 +195,9 @@ class BernoulliLinear(Objective):
         return True
 
     def _blocks(self, columns: Tensor) -> list[slice]:
-        """Split columns into even blocks of bounded memory: compiled loops want few."""
+        """Split columns into even blocks, of which two tables fit the cache."""
         row = columns[0].numel() * columns.element_size()
-        count = min(len(columns), math.ceil(len(columns) * row / (4 * self._budget(columns.device))))
+        count = min(len(columns), math.ceil(2 * len(columns) * row / self._budget(columns.device)))
         edges = [len(columns) * i // count for i in range(count + 1)]
         return [slice(start, stop) for start, stop in pairwise(edges)]
 
