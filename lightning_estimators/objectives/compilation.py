@@ -109,4 +109,7 @@ def fused(
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     if torch._dynamo.config.disable:
         raise RuntimeError("torch.compile is disabled (TORCH_COMPILE_DISABLE or torch._dynamo.config.disable).")
-    return torch.compile(function, fullgraph=True, options=_OPTIONS)
+    try:
+        return torch.compile(function, fullgraph=True, options=_OPTIONS)
+    except RuntimeError:  # a release of torch that names its options otherwise; without them the loop is only slower
+        return torch.compile(function, fullgraph=True)

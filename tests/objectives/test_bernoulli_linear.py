@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from lightning_estimators.objectives import BernoulliLinear, CallableObjective
-from lightning_estimators.objectives.bernoulli_linear import sigmoid_derivative
+from lightning_estimators.objectives.sigmoid_derivative import sigmoid_derivative
 from lightning_estimators.objectives.softplus_change import summed_softplus
 
 from .brute_force import LEADS, ONE_HOT_EVENTS, SCALAR_EVENTS, bits, brute_force, one_hot
@@ -199,3 +199,21 @@ def test_summed_softplus_is_that_of_torch(scale, outputs):
     expected = F.softplus(a.double()).sum(-1)
     torch.testing.assert_close(summed_softplus(a).double(), expected, rtol=1e-6, atol=1e-6)
     assert torch.equal(a, kept)
+
+
+@pytest.mark.parametrize("move", [1e-3, 1.0, 40.0])
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 2.0])
+@pytest.mark.parametrize("bias", [0.0, 10.0, 100.0])
+@pytest.mark.parametrize(("batch", "latents", "outputs"), [(1, 1, 1), (3, 17, 5), (9, 2, 130)])
+def test_single_precision_loses_no_digits(batch, latents, outputs, bias, scale, move):
+    """Of the mean |difference|, over weights, moves and saturated logits of any size."""
+    torch.manual_seed(batch + latents)
+    weight, at = scale * torch.randn(outputs, latents), bias * torch.randn(outputs)
+    target, z = torch.rand(outputs), torch.randn(batch, latents)
+    z_new = z + move * torch.randn_like(z)
+    single = BernoulliLinear(weight, at, target)
+    double = BernoulliLinear(weight.double(), at.double(), target.double())
+    # What the points themselves are rounded to is not an error of the kernel.
+    exact = double.coordinate_change(z.double(), (z_new.double() - z.double()).float().double() + z.double())
+    error = (single.coordinate_change(z, z_new).double() - exact).abs().max()
+    assert error < 1e-4 * exact.abs().mean()

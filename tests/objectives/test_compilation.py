@@ -159,6 +159,41 @@ def test_without_a_compiler(missing, tmp_path):
     assert out.stdout.split() == ["0", "1", "0"]
 
 
+def test_other_releases_name_their_options_otherwise(monkeypatch):
+    monkeypatch.setattr(compilation, "_OPTIONS", {"no_such_option": 1})
+    compilation._compiled.cache_clear()
+    assert callable(compilation._compiled(torch.neg))
+    compilation._compiled.cache_clear()
+
+
+MEMORY = """
+import resource, torch
+from lightning_estimators.objectives import BernoulliLinear
+from lightning_estimators.objectives.compilation import compile_choice
+
+def grown(event, moved):
+    f = BernoulliLinear(torch.randn(1000, *event) * 0.1, None, torch.rand(1000), len(event))
+    z, z_new = moved
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    f.coordinate_change(z, z_new)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+bits = torch.randint(0, 2, (100, 1500)).float()
+classes = torch.eye(3)[torch.randint(0, 3, (100, 500))]
+alternatives = torch.stack([classes.roll(k, -1) for k in (1, 2)])
+with compile_choice(False):
+    print(grown((1500,), (bits, 1 - bits)), grown((1500,), (bits, torch.randn_like(bits))),
+          grown((500, 3), (classes, alternatives)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kilobytes on Linux only")
+def test_memory_does_not_grow_with_the_number_of_coordinates():
+    """100 points, 1500 coordinates and 1000 outputs would be 600 MB at once."""
+    out = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert all(int(kilobytes) < 60_000 for kilobytes in out.stdout.split()), out.stdout
+
+
 @pytest.mark.skipif(not compiler_at_hand("cpu"), reason="no C++ compiler")
 def test_compiled_for_real():
     torch._dynamo.reset()
