@@ -18,6 +18,7 @@ from benchmarks import ours, plain
 from benchmarks.measure import Times
 from benchmarks.problem import Problem
 from lightning_estimators.datamodules.batches import Batches
+from lightning_estimators.modules import DiscreteLatentModel
 
 __all__ = ["fit_times"]
 
@@ -121,17 +122,20 @@ def fit_times(problem: Problem, estimator: str, steps: int, rounds: int) -> dict
     memory = MemoryLoader(images, problem.batch)
     resampled = Batches((images * 255).to(torch.uint8), problem.batch, shuffle=True, resample=True)
 
+    def module() -> DiscreteLatentModel:
+        return ours.model(problem, ours.ESTIMATORS[estimator](problem.samples))
+
     def ours_loss() -> Leanest:
-        module = ours.model(problem, estimator)
-        return Leanest(module, [p for group in module.parameter_groups().values() for p in group])
+        model = module()
+        return Leanest(model, [p for group in model.parameter_groups().values() for p in group])
 
     def leanest() -> Leanest:
         model = plain.ESTIMATORS[estimator](problem)
         return Leanest(Flat(model), list(model.parameters()))
 
     programs: dict[str, Callable[[], tuple[float, float]]] = {
-        "ours": lambda: _fit(ours.model(problem, estimator), resampled, steps),
-        "ours, loader in memory": lambda: _fit(ours.model(problem, estimator), memory, steps),
+        "ours": lambda: _fit(module(), resampled, steps),
+        "ours, loader in memory": lambda: _fit(module(), memory, steps),
         "leanest, our loss": lambda: _fit(ours_loss(), memory, steps),
         "leanest": lambda: _fit(leanest(), memory, steps),
         "loop": lambda: _loop(problem, estimator, memory, steps),

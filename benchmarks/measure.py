@@ -6,16 +6,21 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Times", "alternate", "environment", "ratio"]
+__all__ = ["Program", "Step", "Times", "alternate", "environment", "ratio", "timed"]
+
+Key = TypeVar("Key", bound=Hashable)
 
 Step = Callable[[], object]
+
+Program = Callable[[int], tuple[float, float]]
+"""Runs that many steps and returns the seconds all of them took: elapsed, and on processors."""
 
 
 @dataclass
@@ -24,7 +29,7 @@ class Times:
 
     Attributes:
         wall: Elapsed.
-        cpu: Used by this process on all its threads; rises less than `wall` when the machine is shared.
+        cpu: Used by the process that runs it on all its threads; rises less than `wall` when the machine is shared.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -42,13 +47,25 @@ class Times:
         }
 
 
+def timed(step: Step) -> Program:
+    """Return a program that repeats a step in this process."""
+
+    def run(steps: int) -> tuple[float, float]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            step()
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    return run
+
+
 def alternate(
-    programs: Mapping[str, Step], seconds: float, block: float = 0.02, min_rounds: int = 3
-) -> dict[str, Times]:
+    programs: Mapping[Key, Program], seconds: float, block: float = 0.02, min_rounds: int = 3
+) -> dict[Key, Times]:
     """Run all programs in turn, round after round.
 
     Args:
-        programs: Steps by name.
+        programs: By name; they may run in other processes, which wait while it is not their turn.
         seconds: For how long, all together.
         block: Seconds a program runs before the next one's turn, at least one step. Where that is more than one, an
             untimed step comes first, which brings its data back into the cache.
@@ -58,24 +75,19 @@ def alternate(
         Times by name, of equally many rounds; those of one round were taken side by side.
     """
     counts = {}
-    for name, step in programs.items():
-        for _ in range(3):  # the first steps allocate
-            begin = time.perf_counter()
-            step()
-            last = time.perf_counter() - begin
-        counts[name] = max(1, round(block / max(last, 1e-9)))
+    for name, run in programs.items():
+        run(2)  # the first steps allocate
+        counts[name] = max(1, round(block / max(run(1)[0], 1e-9)))
     times = {name: Times() for name in programs}
     begin = time.perf_counter()
     rounds = 0
     while rounds < min_rounds or time.perf_counter() - begin < seconds:
-        for name, step in programs.items():
+        for name, run in programs.items():
             if counts[name] > 1:
-                step()
-            wall, cpu = time.perf_counter(), time.process_time()
-            for _ in range(counts[name]):
-                step()
-            times[name].wall.append((time.perf_counter() - wall) / counts[name])
-            times[name].cpu.append((time.process_time() - cpu) / counts[name])
+                run(1)
+            wall, cpu = run(counts[name])
+            times[name].wall.append(wall / counts[name])
+            times[name].cpu.append(cpu / counts[name])
         rounds += 1
     return times
 

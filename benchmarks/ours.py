@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.measure import Step
 from benchmarks.problem import Problem
 from lightning_estimators.baselines import LeaveOneOut
 from lightning_estimators.estimators import (
@@ -14,13 +15,14 @@ from lightning_estimators.estimators import (
     REINFORCE,
     RELAX,
     Concrete,
+    Enumeration,
     GradientEstimator,
     RelaxedREBAR,
     StochasticBackprop,
 )
 from lightning_estimators.modules import DiscreteLatentModel
 
-__all__ = ["ESTIMATORS", "model", "step"]
+__all__ = ["COMPILED", "ESTIMATORS", "compiled_step", "model", "step"]
 
 ESTIMATORS: dict[str, Callable[[int], GradientEstimator]] = {
     "REINFORCE": lambda n: REINFORCE(num_samples=n),
@@ -31,15 +33,21 @@ ESTIMATORS: dict[str, Callable[[int], GradientEstimator]] = {
     "REBAR, nothing learned": lambda n: REBAR(learn_temperature=False, learn_eta=False, num_samples=n),
     "RELAX": lambda n: RELAX(num_samples=n),
     "RelaxedREBAR": lambda n: RelaxedREBAR(num_samples=n),
-    "StochasticBackprop": lambda n: StochasticBackprop(num_samples=n),
+    "StochasticBackprop": lambda n: StochasticBackprop(num_samples=n, compile=False),
+    "Enumeration": lambda n: Enumeration(),
 }
-"""All for discrete latents but `Enumeration`, whose support would be 2^200. Leave-one-out takes two at least."""
+"""All for discrete latents, without `torch.compile`. Leave-one-out takes two samples at least, `Enumeration` none."""
+
+COMPILED: dict[str, Callable[[int], GradientEstimator]] = {
+    "StochasticBackprop": lambda n: StochasticBackprop(num_samples=n, compile=True),
+}
+"""Those that have fused loops, for linear decoders, with them."""
 
 
-def model(problem: Problem, estimator: str) -> DiscreteLatentModel:
+def model(problem: Problem, estimator: GradientEstimator) -> DiscreteLatentModel:
     """Return the package's model."""
-    return DiscreteLatentModel(
-        ESTIMATORS[estimator](problem.samples),
+    module = DiscreteLatentModel(
+        estimator,
         (1, 1, problem.pixels),
         latent=problem.latent,
         num_latents=[problem.variables],
@@ -47,11 +55,25 @@ def model(problem: Problem, estimator: str) -> DiscreteLatentModel:
         hidden=problem.hidden,
         data_mean=0.2,
     )
+    if problem.spread:
+        (weight,) = (p for p in module.decoder.parameters() if p.ndim == 2)
+        torch.nn.init.normal_(weight, std=problem.spread)
+    return module
 
 
-def step(problem: Problem, estimator: str, batch: Tensor) -> Callable[[], object]:
+def step(problem: Problem, estimator: str, batch: Tensor) -> Step:
     """Return a step: loss, one backward, both optimizers."""
-    module = model(problem, estimator)
+    return _step(model(problem, ESTIMATORS[estimator](problem.samples)), batch)
+
+
+def compiled_step(problem: Problem, estimator: str, batch: Tensor) -> Step | None:
+    """Return the same with fused loops, if that makes a difference."""
+    if estimator not in COMPILED or problem.hidden:
+        return None
+    return _step(model(problem, COMPILED[estimator](problem.samples)), batch)
+
+
+def _step(module: DiscreteLatentModel, batch: Tensor) -> Step:
     parameters = [p for group in module.parameter_groups().values() for p in group]
     optimizers = [torch.optim.Adam(parameters)]
     if surrogate := module.surrogate_parameters():

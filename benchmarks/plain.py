@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.measure import Step
 from benchmarks.problem import Problem
 
 __all__ = ["ESTIMATORS", "PlainConcrete", "PlainLocalExpectation", "PlainModel", "PlainREINFORCE", "step"]
@@ -153,7 +153,7 @@ ESTIMATORS: dict[str, type[PlainModel]] = {
 """By the name of the package's estimator that does the same."""
 
 
-def step(problem: Problem, estimator: str, batch: Tensor) -> Callable[[], object] | None:
+def step(problem: Problem, estimator: str, batch: Tensor) -> Step | None:
     """Return a step of the plain program, if there is one for this estimator."""
     if estimator not in ESTIMATORS:
         return None
