@@ -47,14 +47,78 @@ LEAKS = ("REINFORCE", "Concrete", "RELAX", "REBAR", "RelaxedREBAR")
 
 
 class Storchastic:
-    """A process that runs Storchastic; a context manager, which ends it.
+    """Two processes that run Storchastic, one for steps and one that forks to measure memory; a context manager.
 
     Args:
         python: Interpreter of an environment that has Storchastic.
         threads: Of torch.
 
     Raises:
-        RuntimeError: The process ends, or answers with an error.
+        RuntimeError: A process ends, or answers with an error.
+    """
+
+    def __init__(self, python: Path, threads: int) -> None:
+        self._steps = Process(python, threads)
+        self._forks = Process(python, threads)  # runs nothing itself: threads of OpenMP do not survive a fork
+        self.versions: dict[str, str] = self._steps.ask("versions")
+
+    def __enter__(self) -> Storchastic:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._steps.end()
+        self._forks.end()
+
+    def program(self, problem: Problem, estimator: str) -> Program | None:
+        """Return a program, if Storchastic has the estimator; checked to compute the same loss as the package."""
+        if estimator not in SUPPORTED:
+            return None
+        check_loss(self, problem, estimator)
+        number = self._steps.ask("make", problem=asdict(problem), estimator=estimator)
+
+        def run(steps: int) -> tuple[float, float]:
+            wall, cpu = self._steps.ask("run", program=number, steps=steps)
+            return wall, cpu
+
+        return run
+
+    def loss(self, problem: Problem, estimator: str, parameters: Sequence[Tensor], batch: Tensor) -> float:
+        """Return the mean cost at given weights."""
+        with _saved(parameters, batch) as path:
+            loss: float = self._steps.ask("loss", problem=asdict(problem), estimator=estimator, tensors=str(path))
+        return loss
+
+    def gradients(
+        self, problem: Problem, estimator: str, parameters: Sequence[Tensor], batch: Tensor, repeats: int
+    ) -> Tensor:
+        """Return estimates of the gradient, one per row: that of the encoder's last bias, then the decoder's."""
+        with _saved(parameters, batch) as path:
+            asked = {"problem": asdict(problem), "estimator": estimator, "tensors": str(path)}
+            return torch.tensor(self._steps.ask("gradients", **asked, repeats=repeats))
+
+    def forget(self) -> None:
+        """Drop all programs made."""
+        self._steps.ask("forget")
+
+    def peak(self, problem: Problem, estimator: str) -> dict[str, float]:
+        """Return the peak memory of steps (`memory.peak`)."""
+        answer: dict[str, float] = self._forks.ask("peak", problem=asdict(problem), estimator=estimator)
+        return answer
+
+    def growth(self, problem: Problem, estimator: str, steps: int) -> dict[str, float]:
+        """Return the growth of memory (`memory.growth`)."""
+        answer: dict[str, float] = self._forks.ask("growth", problem=asdict(problem), estimator=estimator, steps=steps)
+        return answer
+
+
+class Process:
+    """Answers requests, lines of JSON, by `benchmarks.storchastic_steps`.
+
+    Args:
+        python: Interpreter.
+        threads: Of torch.
     """
 
     def __init__(self, python: Path, threads: int) -> None:
@@ -66,58 +130,13 @@ class Storchastic:
             cwd=Path(__file__).parent.parent,
             env={**os.environ, "PYTHONPATH": ""},  # its packages are its own
         )
-        self.versions: dict[str, str] = self._ask("versions")
 
-    def __enter__(self) -> Storchastic:
-        return self
+    def ask(self, what: str, **of: Any) -> Any:
+        """Return the answer.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.communicate()  # closes its input, which it ends at
-
-    def program(self, problem: Problem, estimator: str) -> Program | None:
-        """Return a program, if Storchastic has the estimator; checked to compute the same loss as the package."""
-        if estimator not in SUPPORTED:
-            return None
-        check_loss(self, problem, estimator)
-        number = self._ask("make", problem=asdict(problem), estimator=estimator)
-
-        def run(steps: int) -> tuple[float, float]:
-            wall, cpu = self._ask("run", program=number, steps=steps)
-            return wall, cpu
-
-        return run
-
-    def loss(self, problem: Problem, estimator: str, parameters: Sequence[Tensor], batch: Tensor) -> float:
-        """Return the mean cost at given weights."""
-        with _saved(parameters, batch) as path:
-            loss: float = self._ask("loss", problem=asdict(problem), estimator=estimator, tensors=str(path))
-        return loss
-
-    def gradients(
-        self, problem: Problem, estimator: str, parameters: Sequence[Tensor], batch: Tensor, repeats: int
-    ) -> Tensor:
-        """Return estimates of the gradient, one per row: that of the encoder's last bias, then the decoder's."""
-        with _saved(parameters, batch) as path:
-            asked = {"problem": asdict(problem), "estimator": estimator, "tensors": str(path)}
-            return torch.tensor(self._ask("gradients", **asked, repeats=repeats))
-
-    def forget(self) -> None:
-        """Drop all programs made."""
-        self._ask("forget")
-
-    def peak(self, problem: Problem, estimator: str) -> dict[str, float]:
-        """Return the peak memory of steps (`memory.peak`)."""
-        answer: dict[str, float] = self._ask("peak", problem=asdict(problem), estimator=estimator)
-        return answer
-
-    def growth(self, problem: Problem, estimator: str, steps: int) -> dict[str, float]:
-        """Return the growth of memory (`memory.growth`)."""
-        answer: dict[str, float] = self._ask("growth", problem=asdict(problem), estimator=estimator, steps=steps)
-        return answer
-
-    def _ask(self, what: str, **of: Any) -> Any:
+        Raises:
+            RuntimeError: The process ends, or answers with an error.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"ask": what, "of": of}) + "\n")
@@ -129,6 +148,10 @@ class Storchastic:
         if "error" in answer:
             raise RuntimeError(f"Storchastic, asked for {what} of {of}: {answer['error']}")
         return answer["answer"]
+
+    def end(self) -> None:
+        """Close its input, at which it ends, and wait for that."""
+        self._process.communicate()
 
 
 def check_loss(peer: Storchastic, problem: Problem, estimator: str) -> None:
