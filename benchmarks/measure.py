@@ -67,23 +67,25 @@ def alternate(
     Args:
         programs: By name; they may run in other processes, which wait while it is not their turn.
         seconds: For how long, all together.
-        block: Seconds a program runs before the next one's turn, at least one step. Where that is more than one, an
-            untimed step comes first, which brings its data back into the cache.
+        block: Seconds a program runs before the next one's turn, at least one step. An untimed step comes first,
+            which brings its data back into the cache while threads of the one before come to rest; not for steps
+            of five times as long, to which neither matters.
         min_rounds: Rounds, however long they take.
 
     Returns:
         Times by name, of equally many rounds; those of one round were taken side by side.
     """
-    counts = {}
+    counts, untimed = {}, {}
     for name, run in programs.items():
         run(2)  # the first steps allocate
-        counts[name] = max(1, round(block / max(run(1)[0], 1e-9)))
+        seconds_each = max(run(1)[0], 1e-9)
+        counts[name], untimed[name] = max(1, round(block / seconds_each)), seconds_each < 5 * block
     times = {name: Times() for name in programs}
     begin = time.perf_counter()
     rounds = 0
     while rounds < min_rounds or time.perf_counter() - begin < seconds:
         for name, run in programs.items():
-            if counts[name] > 1:
+            if untimed[name]:
                 run(1)
             wall, cpu = run(counts[name])
             times[name].wall.append(wall / counts[name])
