@@ -7,7 +7,8 @@
     python -m benchmarks toy --quick            # tiny, to see that it runs; `all --quick` tries everything
 
 An option takes several values; a plan is their product. Finished runs are rows of JSON in benchmarks/results and are
-not repeated; an interrupted run goes on where it stopped: start the same command again, or several side by side.
+not repeated (but with --repeat, which compares); an interrupted run goes on where it stopped: start the same command
+again, or several side by side.
 TensorBoard shows the curves of runs in progress: tensorboard --logdir runs
 """
 
@@ -26,6 +27,7 @@ from benchmarks.experiment import Experiment, Run
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.plan import Plan
 from benchmarks.progress import duration
+from benchmarks.repeat import repeat
 from benchmarks.report import write_report
 from benchmarks.rows import Rows
 
@@ -60,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     try:
+        if options.repeat:
+            for comparison in repeat(plan, EXPERIMENTS):
+                print(comparison)
+            return
         plan.execute()
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command goes on from the last checkpoint") from None
@@ -79,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--report", help="file that `report` writes (default: RESULTS.md of the checkout)")
     common.add_argument("--data-root", default="data", help="folder of image data (default: data)")
     common.add_argument("--threads", type=int, default=1, help="threads of torch for each process (default: 1)")
+    common.add_argument("--repeat", action="store_true", help="run finished runs again, and compare with their rows")
     common.add_argument("--list", action="store_true", help="print the runs and do none")
     for experiment in EXPERIMENTS.values():
         own = names.add_parser(experiment.name, help=experiment.summary, parents=[common], allow_abbrev=False)

@@ -19,7 +19,8 @@ HEAD = """\
 Made by `python -m benchmarks report` from the rows in `benchmarks/results`; nothing here is written by hand. Every row
 is one run, with the command that repeats it, the commit, versions, hardware and protocol. `±` is the standard deviation
 over seeds, as in the papers; n is how many there are. Figures of the papers are quoted from their text. What was not
-run is not here, but under "Not yet run".
+run is not here, but under "Not yet run". With `--repeat` behind its command a run is done again and compared with its
+row: the same bit for bit on the same machine, code and number of threads.
 
 - First paper: Grathwohl et al., *Backpropagate through anything* (draft of *Backpropagation through the void*, 2018).
 - Second paper: Echraibi et al., *Generalized stochastic backpropagation* (2020).

@@ -88,6 +88,24 @@ def test_finished_runs_are_not_repeated(finished, tmp_path, capsys):
     assert (tmp_path / "divergence.jsonl").read_bytes() == before
 
 
+def test_finished_runs_can_be_compared_with_themselves(finished, tmp_path, capsys):
+    rows = finished / "quick" / "divergence.jsonl"
+    words = ["divergence", "--quick", "--results", tmp_path, "--runs", tmp_path, "--seed", 0, "--repeat"]
+    command(*words)
+    assert "None of these runs has a row" in capsys.readouterr().out
+    (tmp_path / "divergence.jsonl").write_text(rows.read_text())
+    command(*words)
+    assert "the same, bit for bit" in capsys.readouterr().out
+    other = json.loads(rows.read_text().splitlines()[0])
+    other["metrics"]["jump"] += 1
+    (tmp_path / "divergence.jsonl").write_text(json.dumps(other) + "\n")
+    command(*words)
+    out = capsys.readouterr().out
+    assert "not the same bit for bit" in out
+    assert "(-1)" in out
+    assert json.loads((tmp_path / "divergence.jsonl").read_text()) == other
+
+
 def test_what_an_exact_estimator_does_to_the_toy_is_known(finished):
     (one,) = [r for r in Rows(finished / "quick").of("toy") if r["settings"]["estimator"] == "StochasticBackprop"]
     logit = torch.zeros(1, requires_grad=True)
