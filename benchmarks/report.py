@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.experiment import Experiment, Run
+from benchmarks.experiment import Experiment, Row, Run
 from benchmarks.plan import Plan
 from benchmarks.progress import duration
 from benchmarks.rows import Rows
@@ -51,10 +51,24 @@ def write_report(
         lines += [f"\n## {name}\n", f"{experiment.summary}\n", *experiment.report(finished[name])]
         for figure in experiment.figures(finished[name], folder) if finished[name] else []:
             lines.append(f"\n![{name}: {figure.stem}]({os.path.relpath(figure, path.parent)})")
+        lines += _runs(finished[name])
     if plans is not None:
         lines += _missing(plans)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
+
+
+def _runs(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the runs, folded away: how to repeat each, and what it was done with."""
+    if not rows:
+        return
+    yield f"\n<details><summary>The {len(rows)} runs, with their commands</summary>\n"
+    yield "| command | commit | threads | torch | processor | seconds |\n|---|---|---|---|---|---|"
+    for row in rows:
+        at = row["environment"]
+        cells = [f"`{row['command']}`", row["commit"], at["threads"], at["torch"], at["processor"], row["seconds"]]
+        yield f"| {' | '.join(map(str, cells))} |"
+    yield "\n</details>"
 
 
 def _missing(plans: Mapping[str, Plan]) -> Iterator[str]:
