@@ -151,7 +151,9 @@ def _relaxation_claims(target: float, rows: Sequence[Row]) -> list[str]:
     relax, rebar = seeds(parts.get("RELAX", []), "rising"), seeds(parts.get("REBAR", []), "rising")
     everywhere = below = Answer("not measured")
     if relax is not None:
-        everywhere = Answer("yes" if min(relax.values) == 1 else "no", f"at {min(relax.values):.0%} of u or more")
+        rising, falling = (sum(share == end for share in relax.values) for end in (1, 0))
+        found = f"in {rising} of {relax.n} seeds it does, in {falling} it falls everywhere"
+        everywhere = Answer("yes" if rising == relax.n else "no", found)
     if rebar is not None:
         rises = [
             all((later > now) == (u > target) for u, now, later in _steps(curve) if abs(u - target) > 0.05)
