@@ -73,6 +73,13 @@ def test_matches_closed_form():
         assert figures[f"gradient/{group}/snr"].item() == pytest.approx(snr, rel=0.05)
 
 
+def test_both_methods_side_by_side():
+    both = GradientVariance(num_samples=3), GradientVariance("moments", prefix="adam")
+    figures = fit(Coins(4), loader(4), *both, max_epochs=3).callback_metrics
+    assert {"gradient/coins/snr", "adam/coins/snr"} <= figures.keys()
+    assert figures["gradient/coins/variance"] != figures["adam/coins/variance"]
+
+
 def test_no_noise_and_no_gradient():
     figures = fit(Coins(10), loader(10), GradientVariance(num_samples=3)).callback_metrics
     assert figures["gradient/exact/variance"] == 0
