@@ -6,7 +6,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -19,16 +18,9 @@ from torch import Tensor, nn
 
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.modules import schedules
+from lightning_estimators.modules.finite import FiniteModule, nonfinite_names
 from lightning_estimators.modules.recorded import RecordedModule
-from lightning_estimators.modules.safeguards import (
-    LateVerdict,
-    all_finite,
-    check_callable,
-    check_costs,
-    describe_nonfinite,
-    nonfinite_names,
-    refuse_unsupported,
-)
+from lightning_estimators.modules.safeguards import check_callable, check_costs, refuse_unsupported
 from lightning_estimators.modules.seeded import SeededModule
 
 __all__ = ["EstimatorModule"]
@@ -36,7 +28,7 @@ __all__ = ["EstimatorModule"]
 _STATE = "estimator_module"  # key of what this class adds to a checkpoint
 
 
-class EstimatorModule(RecordedModule, SeededModule, ABC):
+class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ABC):
     r"""Trains a model and the gradient estimators inside it, each with an optimizer of its own.
 
     Every training step is one forward pass, one backward of the mean cost, which fills the gradients of the model and
@@ -138,7 +130,6 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         self.accumulate_grad_batches = accumulate_grad_batches
         self._window_open = False  # whether gradients of an unfinished accumulation window are held
         self._plateau_stepped_at = -1  # batches trained when epoch-wise plateau schedulers last stepped
-        self._verdict: LateVerdict | None = None  # on the last step, where nobody waited for it
         self._resumed_metrics: dict[str, float] = {}
         self._resumed_gradients: dict[str, Tensor] = {}
 
@@ -213,7 +204,8 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
             self.manual_backward(loss / self.accumulate_grad_batches)
         self._window_open = not window_ends
         logged = self._mean_over_ranks(loss)
-        self._check_finite(logged, costs, batch_idx, optimizers)
+        # Gradients of an open window are not averaged yet; what is wrong with them is still there when it ends.
+        self._check_finite(logged, costs, batch_idx, _gradients(optimizers) if window_ends else [])
         self.log("train/loss", logged, prog_bar=True, on_step=True, on_epoch=False)
         if self.trainer._logger_connector.should_update_logs or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             for path, estimator in self.estimators().items():
@@ -251,7 +243,6 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
     def on_fit_start(self) -> None:
         """Forget what belongs to an earlier run, unless it is being resumed."""
         super().on_fit_start()
-        self._verdict = None
         if self.trainer.ckpt_path is None:
             self._plateau_stepped_at = -1
             self._resumed_metrics, self._resumed_gradients = {}, {}
@@ -346,39 +337,6 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         stacked: Tensor = gathered.reshape(self.trainer.world_size, *tensor.shape)
         return stacked
 
-    def _check_finite(self, loss: Tensor, costs: Tensor, batch_idx: int, optimizers: list[LightningOptimizer]) -> None:
-        parameters = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        # The loss is averaged over processes and so are the gradients, so all raise or none. While a window is open
-        # gradients are not; what is wrong with them is still there when it ends.
-        largest = torch.zeros_like(loss) if self._window_open else all_finite(gradients).to(loss)
-        finite = torch.stack([loss, largest]).isfinite().all()
-        if not self._verdict_comes_late() or any(gradient.is_sparse for gradient in gradients):
-            if not finite:
-                raise FloatingPointError(self._describe_nonfinite(batch_idx, costs))
-            return
-        self._confirm_last_step()
-        if not self._window_open:
-            broken = finite.logical_not()
-            for gradient in gradients:
-                gradient.masked_fill_(broken, 0.0)
-        self._verdict = LateVerdict(
-            finite, partial(self._describe_nonfinite, batch_idx, costs.detach(), self.global_step)
-        )
-
-    def _describe_nonfinite(self, batch_idx: int, costs: Tensor, step: int | None = None) -> str:
-        return describe_nonfinite(self, batch_idx, costs, self.estimators(), step)
-
-    def _verdict_comes_late(self) -> bool:
-        """Whether the host would have to wait for the device to know if a step is finite."""
-        return self.device.type == "cuda"
-
-    def _confirm_last_step(self) -> None:
-        """Raise if the last step that nobody waited for was not finite."""
-        verdict, self._verdict = self._verdict, None
-        if verdict is not None:
-            verdict.confirm()
-
     def _step(self, optimizers: list[LightningOptimizer]) -> None:
         for optimizer in optimizers:
             self.configure_gradient_clipping(optimizer.optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
@@ -387,6 +345,11 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
             # Lightning counts a global_step for every step of its own wrapper: go below it.
             self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
         model.step()
+
+
+def _gradients(optimizers: Sequence[LightningOptimizer]) -> list[Tensor]:
+    parameters = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _reopen_epoch(checkpoint: dict[str, Any]) -> None:

@@ -1,28 +1,15 @@
-"""What `EstimatorModule` refuses before training, and what it says when training must stop."""
+"""What `EstimatorModule` refuses: options of the Trainer, arguments, and what a loss must not return."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_estimators.estimators import GradientEstimator
-
-__all__ = [
-    "LateVerdict",
-    "all_finite",
-    "check_callable",
-    "check_costs",
-    "describe_nonfinite",
-    "nonfinite_names",
-    "refuse_unsupported",
-]
+__all__ = ["check_callable", "check_costs", "refuse_unsupported"]
 
 
 def refuse_unsupported(trainer: pl.Trainer, module: str) -> None:
@@ -108,99 +95,3 @@ def check_costs(name: str, costs: Any, expected: int | None) -> None:
         )
     if not costs.requires_grad:
         raise ValueError(f"{name} must return costs with a gradient; no parameter is attached to them.")
-
-
-def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """0-d tensor that is finite exactly when every entry of every tensor is."""
-    dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
-    if not dense:
-        return torch.zeros(())
-    if all(tensor.device.type == "cpu" and tensor.numel() and not tensor.is_complex() for tensor in dense):
-        # There the norm takes ten times as long, a fifth of a small step. Sums keep infinities and NaN, and are a
-        # quarter of the work of the magnitudes, which are looked at only where a sum may have overflowed.
-        total = torch.stack([tensor.sum() for tensor in dense]).sum()
-        if total.isfinite():
-            return total
-        return torch.stack([torch.stack(tensor.aminmax()).abs().max() for tensor in dense]).max()
-    # The largest magnitude, unlike the Euclidean norm, cannot overflow when every entry is finite.
-    return torch.nn.utils.get_total_norm(dense, norm_type=math.inf)
-
-
-def nonfinite_names(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold infinities or NaN."""
-    floating = {name: tensor.detach() for name, tensor in tensors.items() if tensor.is_floating_point()}
-    return [name for name, tensor in floating.items() if not math.isfinite(all_finite([tensor]).item())]
-
-
-class LateVerdict:
-    """Whether a step was finite, on its way from the device: read one step later, nobody waits for it.
-
-    Args:
-        finite: 0-d boolean on any device.
-        describe: Makes the message of the error.
-    """
-
-    def __init__(self, finite: Tensor, describe: Callable[[], str]) -> None:
-        self.describe = describe
-        self.finite, self.arrived = finite, None
-        if finite.device.type == "cuda":
-            self.finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
-            self.arrived = torch.cuda.current_stream(finite.device).record_event()
-
-    def confirm(self) -> None:
-        """Raise FloatingPointError if the step was not finite."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        if not self.finite:
-            raise FloatingPointError(self.describe())
-
-
-def describe_nonfinite(
-    module: pl.LightningModule,
-    batch_idx: int,
-    costs: Tensor,
-    estimators: Mapping[str, GradientEstimator],
-    step: int | None = None,
-) -> str:
-    """Say at which step training broke, in which examples and parameters, and in what state the estimators are.
-
-    Args:
-        module: The module in training, with the gradients of the failed step.
-        batch_idx: Index of the batch in its epoch.
-        costs: Per-example costs of the failed step on this process.
-        estimators: The module's estimators by path.
-        step: The failed step if others may have begun since, whose gradients were zeros in place of its own; None if
-            it is the current one, which was not taken.
-
-    Returns:
-        The message of the FloatingPointError.
-    """
-    stopped = (
-        "training stopped before the weights were changed"
-        if step is None
-        else ("the weights saw zeros in place of its gradients, and training stopped at the next opportunity")
-    )
-    lines = [
-        f"Non-finite loss or gradient at step {module.global_step if step is None else step} (epoch "
-        f"{module.current_epoch}, batch {batch_idx}); {stopped}, and the last checkpoint is as it was."
-    ]
-    bad = int((~costs.isfinite()).sum())
-    lines.append(f"  loss: {bad} of {costs.numel()} per-example costs on process {module.global_rank} are not finite")
-    if step is None:
-        lines.append(f"  gradients not finite: {_listed(_gradients(module))}")
-    if weights := nonfinite_names(dict(module.named_parameters())):
-        lines.append(f"  weights already not finite: {', '.join(weights)}")
-    for path, estimator in estimators.items():
-        state = ", ".join(f"{name}={value.item():.6g}" for name, value in estimator.diagnostics().items())
-        lines.append(f"  {path} ({type(estimator).__name__}): {state or 'no diagnostics'}")
-    lines.append("Try a lower learning rate, or gradient_clip_val; Trainer(detect_anomaly=True) finds the operation.")
-    return "\n".join(lines)
-
-
-def _gradients(module: nn.Module) -> list[str]:
-    return nonfinite_names({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
-
-
-def _listed(names: list[str], limit: int = 12) -> str:
-    rest = len(names) - limit
-    return (", ".join(names[:limit]) or "none") + (f" and {rest} more" if rest > 0 else "")
