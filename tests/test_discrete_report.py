@@ -60,6 +60,12 @@ def test_difference_is_a_tie_within_two_standard_errors():
     assert Difference(Seeds((-math.inf, -8.0)), low).sign == 0
 
 
+def test_single_runs_must_differ_by_more_than_seeds_do():
+    one = Seeds((-100.0,))
+    assert [Difference(Seeds((value,)), one).sign for value in (-99.8, -100.2, -99.7, -100.3)] == [0, 0, 1, -1]
+    assert "a tie, apart by 0.20 (one seed)" in str(Difference(Seeds((-99.8,)), one))
+
+
 def test_one_seed_has_no_standard_error():
     difference = Difference(Seeds((1.0,)), Seeds((0.0, 0.1)))
     assert difference.error is None
