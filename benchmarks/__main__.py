@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plan.execute()
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command goes on from the last checkpoint") from None
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}\nHere the folder is given by --data-root.") from None
     if quick:
         write_report(EXPERIMENTS, rows, report)
 
