@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import yaml
 
 from benchmarks.experiment import Context, Curve, Experiment, Outcome, Value
-from benchmarks.progress import CurveLogger, Progress
+from benchmarks.progress import Progress, logged_curves
 from lightning_estimators.cli import EstimatorCLI
 
 __all__ = ["FitExperiment", "merged"]
@@ -82,7 +82,7 @@ class FitExperiment(Experiment):
                 failed = str(error).splitlines()[0]
         trainer: Any = begun[0].trainer
         progress = next(callback for callback in trainer.callbacks if isinstance(callback, Progress))
-        logged = next(logger for logger in trainer.loggers if isinstance(logger, CurveLogger)).curves
+        logged = logged_curves(trainer)
         curves = {
             name: thinned(logged[key], self.curve_points) for key, name in self.curve_names.items() if key in logged
         }

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from benchmarks.experiment import Curve
 
-__all__ = ["CurveLogger", "Progress", "duration", "say"]
+__all__ = ["CurveLogger", "Progress", "duration", "logged_curves", "say"]
 
 
 class CurveLogger(Logger):
@@ -94,11 +94,16 @@ class Progress(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the logger."""
-        self._curves = next(one.curves for one in trainer.loggers if isinstance(one, CurveLogger))
+        self._curves = logged_curves(trainer)
 
     def elapsed(self) -> float:
         """Return the seconds the run has taken, before and after interruptions."""
         return self.seconds + time.monotonic() - self._begin
+
+
+def logged_curves(trainer: pl.Trainer) -> dict[str, Curve]:
+    """Return what a run has logged, by name."""
+    return next(logger.curves for logger in trainer.loggers if isinstance(logger, CurveLogger))
 
 
 def say(line: str, *, end: bool = False, write: Callable[[str], object] | None = None) -> None:

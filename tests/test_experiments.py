@@ -161,6 +161,13 @@ def test_run_that_fails_is_a_row(tmp_path, monkeypatch):
     assert f"- failed: `{one['command']}`: loss is nan" in report
 
 
+def test_missing_data_are_said_in_a_line(tmp_path):
+    words = ["discrete", "--model", "bernoulli_linear", "--data", "MNIST", "--estimator", "REBAR", "--samples", 1]
+    with pytest.raises(SystemExit, match="Here the folder is given by --data-root"):
+        command(*words, "--seed", 0, "--data-root", tmp_path, "--runs", tmp_path, "--results", tmp_path)
+    assert not (tmp_path / "discrete.jsonl").exists()
+
+
 def test_run_of_another_process_is_left_to_it(tmp_path, capsys):
     run = Run("toy", TOY)
     folder = tmp_path / "quick" / "toy" / run.label.replace(" ", ",")

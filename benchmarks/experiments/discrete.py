@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,10 +10,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from benchmarks.experiment import Axis, Context, Curve, Row, Value
+from benchmarks.experiment import Axis, Context, Row, Value
 from benchmarks.experiments import discrete_report
 from benchmarks.fits import FitExperiment, Settings
-from benchmarks.progress import CurveLogger
+from benchmarks.progress import logged_curves
+from benchmarks.summary import late_log_mean
 from lightning_estimators.cli import EstimatorCLI
 from lightning_estimators.datamodules.batches import Batches
 
@@ -150,7 +150,7 @@ class Discrete(FitExperiment):
     def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
         """Return bounds on training and test images, and variances at the end of training."""
         (tested,) = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-        logged = next(logger for logger in cli.trainer.loggers if isinstance(logger, CurveLogger)).curves
+        logged = logged_curves(cli.trainer)
         metrics = {
             "train_elbo": train_elbo(cli.trainer, cli.model, None, seed=int(settings["seed"])),
             "val_elbo": -logged["val/loss"]["value"][-1],
@@ -159,7 +159,7 @@ class Discrete(FitExperiment):
         }
         for key, name in self.curve_names.items():
             if key.endswith("log_variance"):
-                metrics[name] = _late(logged[key])
+                metrics[name] = late_log_mean(logged[key])
         return metrics
 
     def report(self, rows: Sequence[Row]) -> list[str]:
@@ -169,9 +169,3 @@ class Discrete(FitExperiment):
     def figures(self, rows: Sequence[Row], folder: Path) -> list[Path]:
         """Draw a figure for each table."""
         return discrete_report.figures(rows, folder)
-
-
-def _late(curve: Curve) -> float:
-    """Return the log of the mean of the variances whose logs make up the last tenth of a curve."""
-    values = curve["value"][-max(1, len(curve["value"]) // 10) :]
-    return math.log(sum(math.exp(value) for value in values) / len(values)) if max(values) > -math.inf else -math.inf

@@ -12,7 +12,7 @@ import torch
 from benchmarks.charts import Panel, curves_of, draw
 from benchmarks.experiment import Axis, Context, Curve, Row, Value
 from benchmarks.fits import FitExperiment, Settings
-from benchmarks.progress import CurveLogger
+from benchmarks.progress import logged_curves
 from benchmarks.seeds import Difference, Seeds
 from benchmarks.summary import Answer, extreme, failures, grouped, late_log_mean, quoted, seeds, stated, table
 from lightning_estimators.cli import EstimatorCLI
@@ -100,7 +100,7 @@ class Gamma(FitExperiment):
 
     def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
         """Return the exact loss, and the variance at the end."""
-        logged = next(logger for logger in cli.trainer.loggers if isinstance(logger, CurveLogger)).curves
+        logged = logged_curves(cli.trainer)
         loss = float(cli.model.exact_loss())
         losses = logged["toy/loss"]["value"]
         return {

@@ -10,7 +10,7 @@ from typing import ClassVar
 from benchmarks.charts import Panel, curves_of, draw
 from benchmarks.experiment import Axis, Context, Row, Value
 from benchmarks.fits import FitExperiment, Settings
-from benchmarks.progress import CurveLogger
+from benchmarks.progress import logged_curves
 from benchmarks.seeds import Difference, Seeds
 from benchmarks.summary import Answer, extreme, failures, grouped, late_log_mean, quoted, seeds, stated, table
 from lightning_estimators.cli import EstimatorCLI
@@ -93,7 +93,7 @@ class Regression(FitExperiment):
     def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
         """Return ELBO and accuracy of the whole data, and variances at the end."""
         (_, tested) = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-        logged = next(logger for logger in cli.trainer.loggers if isinstance(logger, CurveLogger)).curves
+        logged = logged_curves(cli.trainer)
         return {
             "elbo": tested["whole/elbo"],
             "accuracy": tested["whole/accuracy"],

@@ -9,7 +9,7 @@ from typing import ClassVar
 from benchmarks.experiment import Axis, Context, Row, Value
 from benchmarks.experiments.toy_report import figures, report
 from benchmarks.fits import FitExperiment, Settings
-from benchmarks.progress import CurveLogger
+from benchmarks.progress import logged_curves
 from benchmarks.summary import late_log_mean, late_mean
 from lightning_estimators.cli import EstimatorCLI
 
@@ -101,7 +101,7 @@ class Toy(FitExperiment):
 
     def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
         """Return exact loss, θ and the quality of the gradient at the end; keep the relaxation as a curve."""
-        logged = next(logger for logger in cli.trainer.loggers if isinstance(logger, CurveLogger)).curves
+        logged = logged_curves(cli.trainer)
         model, target = cli.model, float(settings["target"])
         loss = float(model.exact_loss())
         metrics = {
