@@ -5,15 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution
 
 from lightning_estimators.configurable import Configurable
 from lightning_estimators.distributions import base_distribution, distribution_parameters, rebuild, sample
+from lightning_estimators.estimators.attach import attach, deposit
 from lightning_estimators.noise import replaying, together
 from lightning_estimators.objectives import Objective, as_objective
 from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
@@ -158,7 +158,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
             self.last_control = control.detach().mean()
             if torch.is_grad_enabled() and control.requires_grad:
                 own = [p for p in self.parameters() if p.requires_grad]
-                value = value + _Deposit.apply(_Held(control), *own).to(value.dtype)
+                value = value + deposit(control, own).to(value.dtype)
         return value
 
     def check(self, q: Distribution) -> None:
@@ -252,69 +252,3 @@ def depends_on(value: Tensor, z: Tensor) -> bool:
             seen.add(node)
             todo.extend(parent for parent, _ in node.next_functions)
     return False
-
-
-def attach(value: Tensor, gradients: list[Tensor], parameters: list[Tensor]) -> Tensor:
-    """Return the value with given numbers as its gradient in each parameter, besides the gradient it has.
-
-    Args:
-        value: Any shape.
-        gradients: Of each entry of the value, shape of the value and any axes behind it.
-        parameters: One for each gradient and of its shape.
-    """
-    attached: Tensor = _Attach.apply(value, *gradients, *parameters)
-    return attached
-
-
-class _Attach(torch.autograd.Function):
-    """Identity on the value; sends `upstream * gradient` to each parameter. Inputs: value, gradients, parameters."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, *tensors: Tensor) -> Tensor:
-        half = len(tensors) // 2
-        ctx.save_for_backward(*tensors[:half])
-        ctx.dtypes = [parameter.dtype for parameter in tensors[half:]]
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.saved_tensors
-        sent = [
-            (gradient * upstream.reshape(upstream.shape + (1,) * (gradient.ndim - upstream.ndim))).to(dtype)
-            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
-        ]
-        return (upstream, *(None for _ in gradients), *sent)
-
-
-@dataclass
-class _Held:
-    """Hides a tensor from autograd: the deposit differentiates it itself, with respect to own parameters only."""
-
-    control: Tensor
-
-
-class _Deposit(torch.autograd.Function):
-    """Zero in value; its gradient is that of the control loss, with the sign of the upstream gradient ignored.
-
-    Differentiating when backward runs, and not before, weights every batch element by its own upstream gradient.
-    A node of its own, so that gradients asked of anything else (a relaxed sample, say) never pay for it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, held: _Held, *own: Tensor) -> Tensor:
-        ctx.control = held.control
-        ctx.save_for_backward(*own)
-        return torch.zeros_like(held.control)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = torch.autograd.grad(
-            ctx.control,
-            ctx.saved_tensors,
-            upstream.abs().to(ctx.control.dtype),
-            retain_graph=True,  # the user may call backward twice; the graph goes when the loss goes
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return (None, *gradients)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lightning_estimators.estimators.base import attach, check_temperature
+from lightning_estimators.estimators.attach import attach
+from lightning_estimators.estimators.base import check_temperature
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.relaxation import check_differentiable, relax
 from lightning_estimators.objectives import Objective
