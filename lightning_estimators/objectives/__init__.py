@@ -1,7 +1,8 @@
 """Costs that know their structure."""
 
-from lightning_estimators.objectives.base import CallableObjective, Objective, as_objective
+from lightning_estimators.objectives.base import Objective
 from lightning_estimators.objectives.bernoulli_linear import BernoulliLinear
+from lightning_estimators.objectives.callable import CallableObjective, as_objective
 from lightning_estimators.objectives.exponential import ExponentialCost
 from lightning_estimators.objectives.first_layer_linear import FirstLayerLinear
 from lightning_estimators.objectives.gaussian_linear import GaussianLinear

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives.coordinates import Coordinates
 
-__all__ = ["CallableObjective", "NotTwiceDifferentiableError", "Objective", "as_objective", "differentiated_twice"]
+__all__ = ["NotTwiceDifferentiableError", "Objective", "differentiated_twice"]
 
 _twice: ContextVar[bool] = ContextVar("twice", default=False)
 
@@ -101,6 +101,7 @@ class Objective(ABC):
 
         Example:
             >>> import torch
+            >>> from lightning_estimators.objectives import CallableObjective
             >>> f = CallableObjective(lambda z: z.prod(-1), event_dim=1)
             >>> f.coordinate_change(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]))
             tensor([0., 0., 1.])
@@ -137,6 +138,7 @@ class Objective(ABC):
 
         Example:
             >>> import torch
+            >>> from lightning_estimators.objectives import CallableObjective
             >>> f = CallableObjective(lambda z: z.pow(3).sum(-1), event_dim=1)
             >>> f.coordinate_derivative(torch.tensor([1.0, 2.0]), order=2)
             tensor([ 6., 12.])
@@ -183,6 +185,7 @@ class Objective(ABC):
 
         Example:
             >>> import torch
+            >>> from lightning_estimators.objectives import CallableObjective
             >>> f = CallableObjective(lambda z: z.square().sum(-1), event_dim=1)
             >>> f.coordinate_slope(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
             tensor([6., 8.])
@@ -254,63 +257,6 @@ class Objective(ABC):
         if self.chunk_bytes is not None:
             return self.chunk_bytes
         return self.cpu_chunk_bytes if device.type == "cpu" else 2**28
-
-
-class CallableObjective(Objective):
-    """Any callable.
-
-    Args:
-        f: Maps `sample_shape + batch_shape + event_shape` to `sample_shape + batch_shape`.
-        event_dim: How many of the last axes of z are the event.
-        dtype: What z is cast to before f sees it; None leaves it as it is.
-    """
-
-    def __init__(self, f: Callable[[Tensor], Tensor], event_dim: int = 1, dtype: torch.dtype | None = None) -> None:
-        self.f, self.event_dim, self.dtype = f, event_dim, dtype
-        if isinstance(f, Objective):  # that only needed a cast
-            self.degree, self.closed_derivatives = f.degree, f.closed_derivatives
-
-    def value(self, z: Tensor) -> Tensor:
-        """Return f(z)."""
-        return self.f(self._cast(z))
-
-    def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
-        """Return the changes; f is asked itself if it is an objective that only needed a cast."""
-        if isinstance(self.f, Objective):
-            return self.f.coordinate_change(self._cast(z), self._cast(z_new))
-        return super().coordinate_change(z, z_new)
-
-    def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
-        """Return the derivatives; f is asked itself if it is an objective that only needed a cast."""
-        if isinstance(self.f, Objective):
-            return self.f.coordinate_derivative(self._cast(z), order)
-        return super().coordinate_derivative(z, order)
-
-    def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
-        """Return the slopes; f is asked itself if it is an objective that only needed a cast."""
-        if isinstance(self.f, Objective):
-            return self.f.coordinate_slope(self._cast(z), self._cast(z_new), direction)
-        return super().coordinate_slope(z, z_new, direction)
-
-    def is_differentiable(self, z: Tensor) -> bool:
-        """Whether f has a gradient in z; f is asked itself if it is an objective that only needed a cast."""
-        if isinstance(self.f, Objective):
-            return self.f.is_differentiable(self._cast(z))
-        return super().is_differentiable(z)
-
-    def exponential(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return what f says of itself, if it is an objective that only needed a cast."""
-        return self.f.exponential(self._cast(z)) if isinstance(self.f, Objective) else None
-
-    def _cast(self, z: Tensor) -> Tensor:
-        return z if self.dtype is None else z.to(self.dtype)
-
-
-def as_objective(f: Callable[[Tensor], Tensor], event_dim: int, dtype: torch.dtype | None = None) -> Objective:
-    """Return f itself if it is an objective and needs no cast, else f as one."""
-    if isinstance(f, Objective) and dtype is None:
-        return f
-    return CallableObjective(f, event_dim, dtype)
 
 
 def as_floating(cost: Tensor, like: Tensor) -> Tensor:

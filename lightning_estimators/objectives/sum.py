@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from lightning_estimators.objectives.base import Objective, as_objective
+from lightning_estimators.objectives.base import Objective
+from lightning_estimators.objectives.callable import as_objective
 
 __all__ = ["Sum"]
 
