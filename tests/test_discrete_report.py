@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.experiments.discrete import Discrete
-from benchmarks.experiments.discrete_claims import CLAIMS
+from benchmarks.experiments.discrete_claims import CLAIMS, Verdict, answer
 from benchmarks.experiments.discrete_tables import lines_of, tables_of
 from benchmarks.published import PUBLISHED, Protocol, differences
 from benchmarks.rows import Rows
@@ -150,8 +150,25 @@ def test_learning_rates_are_compared_at_equal_epochs():
     assert "**holds (one seed)**: test bound at 0.001 against 0.0001: -111.00 against -114.00, higher by 3.00" in first
     assert "against it at 0.0001: test bound -112.00 against -114.00, higher by 2.00" in first
     assert "**does not hold" in lines(LEARNING_RATE, [low, row("REBAR", -115.0, lr=1e-3)])[0]
-    apart = lines(LEARNING_RATE, [low, row("REBAR", -111.0, lr=1e-3, epochs=20)])
-    assert [line.rpartition(": ")[2] for line in apart] == ["lr 0.0001.", "lr 0.001."]
+    assert not lines(LEARNING_RATE, [low, row("REBAR", -111.0, lr=1e-3, epochs=20)])
+    missing = lines(LEARNING_RATE, [low, row("RELAX", -111.0, lr=1e-3)])
+    assert [line.rpartition(": ")[2] for line in missing] == ["lr 0.001.", "lr 0.0001.", "lr 0.0001, lr 0.001."]
+
+
+def test_claim_is_answered_in_a_sentence():
+    def verdict(state, apart=0.0):
+        return Verdict("here", state, "text", one_seed=apart == 2.0, apart={"bound": apart})
+
+    missing = Verdict("here", "not yet run", "seed 0")
+    assert answer([]) == answer([missing]) == "not yet run"
+    assert answer([verdict("holds", 1.5), missing]) == "**yes**: holds in 1 of 1; bound differs by +1.50 to +1.50"
+    mixed = [verdict("holds", 2.0), verdict("does not hold", -1.0), verdict("tie")]
+    assert answer(mixed) == (
+        "**in part**: holds in 1 of 3, does not hold in 1 of 3, tie in 1 of 3 (1 of one seed); "
+        "bound differs by -1.00 to +2.00"
+    )
+    assert answer(mixed[1:]).startswith("**no**: does not hold in 1 of 2, tie in 1 of 2;")
+    assert answer(mixed[2:]).startswith("**a tie**")
 
 
 def test_missing_and_failed_rows_are_said():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
 
@@ -12,7 +13,7 @@ from benchmarks.experiments.discrete_tables import Entry, Table, name_of
 from benchmarks.published import PUBLISHED, differences
 from benchmarks.seeds import Difference
 
-__all__ = ["CLAIMS", "Claim", "Verdict"]
+__all__ = ["CLAIMS", "Claim", "Verdict", "answer"]
 
 State = Literal["holds", "less than stated", "does not hold", "tie", "not yet run"]
 
@@ -36,12 +37,14 @@ class Verdict:
         state: Whether the claim holds there, or with a smaller difference than it states; a tie decides nothing.
         text: The figures.
         one_seed: Whether some of them are of one seed, so that the state may be chance.
+        apart: By how much what is compared differs, by the name of the figure.
     """
 
     where: str
     state: State
     text: str
     one_seed: bool = False
+    apart: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def line(self) -> str:
@@ -62,6 +65,30 @@ class Claim:
     statement: str
     judge: Callable[[Sequence[Table]], Iterator[Verdict]]
     source: str | None
+
+
+def answer(verdicts: Sequence[Verdict]) -> str:
+    """Return in one sentence what all verdicts on a claim come to."""
+    run = [verdict for verdict in verdicts if verdict.state != "not yet run"]
+    if not run:
+        return "not yet run"
+    counts = Counter(verdict.state for verdict in run)
+    agreed: dict[State, str] = {
+        "holds": "yes",
+        "less than stated": "less than stated",
+        "does not hold": "no",
+        "tie": "a tie",
+    }
+    some = counts["holds"] + counts["less than stated"] > 0
+    short = agreed[run[0].state] if len(counts) == 1 else "in part" if some else "no"
+    parts = [f"{state} in {counts[state]} of {len(run)}" for state in agreed if counts[state]]
+    single = sum(verdict.one_seed for verdict in run)
+    of_one = f" ({single} of one seed)" if single else ""
+    ranges = []
+    for name in run[0].apart:
+        values = [verdict.apart[name] for verdict in run]
+        ranges.append(f"{name} differs by {min(values):+.2f} to {max(values):+.2f}")
+    return f"**{short}**: {', '.join(parts)}{of_one}; {', '.join(ranges)}"
 
 
 def _relaxed(tables: Sequence[Table]) -> Iterator[Verdict]:
@@ -106,7 +133,7 @@ def _samples_variance(tables: Sequence[Table]) -> Iterator[Verdict]:
             fits = off <= max(0.25, 2 * (change.error or 0.0))
             state: State = "tie" if not math.isfinite(off) else "holds" if fits else "does not hold"
             text = f"{LABELS[FRESH]} {change}, expected {-math.log(samples):+.2f}"
-            yield Verdict(where, state, text, change.error is None)
+            yield Verdict(where, state, text, change.error is None, {LABELS[FRESH]: change.value})
 
 
 def _samples(table: Table) -> list[int]:
@@ -140,12 +167,13 @@ def _learning_rate(tables: Sequence[Table]) -> Iterator[Verdict]:
     for (data, model, epochs), group in groupby(sorted(tables, key=place), key=place):
         by_lr = {table.lr: table for table in group}
         for entry in (REBAR, RELAX, RELAXED):
-            where = f"{data}, {model}, {epochs} epochs, {name_of(entry)}"
-            low, high = (by_lr[lr].seeds(entry, "test_bound") if lr in by_lr else None for lr in (1e-4, 1e-3))
-            if low is None and high is None:
+            if not by_lr.keys() >= {1e-4, 1e-3}:
                 continue
+            where = f"{data}, {model}, {epochs} epochs, {name_of(entry)}"
+            low, high = (by_lr[lr].seeds(entry, "test_bound") for lr in (1e-4, 1e-3))
             if low is None or high is None:
-                yield Verdict(where, "not yet run", f"lr {1e-4 if low is None else 1e-3:g}")
+                missing = [f"lr {lr:g}" for lr, seeds in ((1e-4, low), (1e-3, high)) if seeds is None]
+                yield Verdict(where, "not yet run", ", ".join(missing))
                 continue
             lags = [
                 f"{name_of(EXACT)} against it at {lr:g}: test bound {lag}"
@@ -155,7 +183,8 @@ def _learning_rate(tables: Sequence[Table]) -> Iterator[Verdict]:
             change = Difference(high, low)
             train = f"train ELBO at 0.0001: {by_lr[1e-4].seeds(entry, 'train_elbo')}"
             text = "; ".join([f"test bound at 0.001 against 0.0001: {change}", train, *lags])
-            yield Verdict(where, _state([change.sign]), text, change.error is None)
+            apart = {LABELS["test_bound"]: change.value}
+            yield Verdict(where, _state([change.sign]), text, change.error is None, apart)
 
 
 def _compare(table: Table, one: Entry, other: Entry, wanted: dict[str, int]) -> Verdict:
@@ -167,7 +196,8 @@ def _compare(table: Table, one: Entry, other: Entry, wanted: dict[str, int]) -> 
     signs = [wanted[metric] * difference.sign for metric, difference in known.items()]
     text = "; ".join(f"{LABELS[metric]} {difference}" for metric, difference in known.items())
     one_seed = any(difference.error is None for difference in known.values())
-    return Verdict(_where(table, one, other), _state(signs), text, one_seed)
+    apart = {LABELS[metric]: difference.value for metric, difference in known.items()}
+    return Verdict(_where(table, one, other), _state(signs), text, one_seed, apart)
 
 
 def _sized(table: Table, one: Entry, other: Entry, metric: str, stated: float) -> Verdict:
@@ -184,7 +214,8 @@ def _sized(table: Table, one: Entry, other: Entry, metric: str, stated: float) -
     )
     size, state = next((words, state) for least, words, state in sizes if not share < least)
     text = f"{LABELS[metric]} {difference}, {size} the paper's {stated:+.2f}"
-    return Verdict(where, state if difference.sign else "tie", text, difference.error is None)
+    apart = {LABELS[metric]: difference.value}
+    return Verdict(where, state if difference.sign else "tie", text, difference.error is None, apart)
 
 
 def _state(signs: Sequence[int]) -> State:

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from benchmarks.charts import Panel, draw
 from benchmarks.experiment import Row
-from benchmarks.experiments.discrete_claims import CLAIMS, Claim, Verdict
+from benchmarks.experiments.discrete_claims import CLAIMS, Claim, Verdict, answer
 from benchmarks.experiments.discrete_tables import Entry, Table, lines_of, name_of, tables_of
 from benchmarks.published import PUBLISHED
 
 __all__ = ["figures", "report"]
-
-STATES = ("holds", "less than stated", "does not hold", "tie", "not yet run")
 
 RULES = """\
 Verdicts are computed from the rows. Two figures tie if their means are less than two standard errors apart; where one
@@ -75,16 +73,10 @@ def _legend(entry: Entry) -> str:
 
 
 def _overview(judged: Sequence[tuple[Claim, list[Verdict]]]) -> Iterator[str]:
-    yield f"| claim | {' | '.join(STATES)} |"
-    yield "|---|---|---|---|---|---|"
+    yield "| claim | answer |"
+    yield "|---|---|"
     for claim, verdicts in judged:
-        cells = [_count([verdict for verdict in verdicts if verdict.state == state]) for state in STATES]
-        yield f"| {' | '.join([claim.statement, *cells])} |"
-
-
-def _count(verdicts: Sequence[Verdict]) -> str:
-    single = sum(verdict.one_seed for verdict in verdicts)
-    return f"{len(verdicts)}" + (f" ({single} of one seed)" if single else "")
+        yield f"| {claim.statement} | {answer(verdicts)} |"
 
 
 def _claim(claim: Claim, verdicts: Sequence[Verdict]) -> Iterator[str]:
