@@ -72,9 +72,12 @@ class Difference:
     def sign(self) -> int:
         """1 if the one is higher, -1 if lower, 0 for a tie: less than 2 standard errors, or figures not finite.
 
-        Without a standard error less than `ONE_SEED` is a tie.
+        Where one of them is of one seed, less than `ONE_SEED` is a tie, and less than 2 standard errors if its seeds
+        spread like those of the other.
         """
-        least = ONE_SEED if self.error is None else 2 * self.error
+        spread = self.one.std or self.other.std or 0.0
+        single = max(ONE_SEED, 2 * spread * math.sqrt(1 / self.one.n + 1 / self.other.n))
+        least = single if self.error is None else 2 * self.error
         if not math.isfinite(self.value) or abs(self.value) < least:
             return 0
         return (self.value > 0) - (self.value < 0)

@@ -66,6 +66,16 @@ def test_single_runs_must_differ_by_more_than_seeds_do():
     assert "a tie, apart by 0.20 (one seed)" in str(Difference(Seeds((-99.8,)), one))
 
 
+def test_single_run_against_several_must_differ_by_more_than_these_do():
+    several = Seeds((-1.0, 0.0, 1.0))
+    least = 2 * math.sqrt(1 / 3 + 1)  # their deviation is 1
+    for sign in (1, -1):
+        assert Difference(Seeds((sign * (least + 0.01),)), several).sign == sign
+        assert Difference(several, Seeds((sign * (least + 0.01),))).sign == -sign
+        assert Difference(Seeds((sign * (least - 0.01),)), several).sign == 0
+    assert Difference(Seeds((0.3,)), Seeds((0.0, 0.0))).sign == 1
+
+
 def test_one_seed_has_no_standard_error():
     difference = Difference(Seeds((1.0,)), Seeds((0.0, 0.1)))
     assert difference.error is None

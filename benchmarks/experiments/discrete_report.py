@@ -14,12 +14,12 @@ from benchmarks.published import PUBLISHED
 __all__ = ["figures", "report"]
 
 RULES = """\
-Verdicts are computed from the rows. Two figures tie if their means are less than two standard errors apart; where one
-of them is of one seed there is no standard error, they tie if less than 0.25 apart (seeds differ by .04 to .84 in the
-second paper's Table 1), and "one seed" is said. A stated size holds from three quarters of it upwards. A verdict is on
-the budgets run here, which each table compares with the paper's. Bounds are in nats per image; log-variances are
-natural logarithms, of the encoder's gradient, fresh or by Adam's moments as in the second paper (these count
-differences between batches too).
+Verdicts are computed from the rows. Two figures tie if their means are less than two standard errors apart. Where one
+of them is of one seed there is no standard error: they tie if less than 0.25 apart (seeds differ by .04 to .84 in the
+second paper's Table 1), or less than two standard errors would be if its seeds spread like the other's, and "one seed"
+is said. A stated size holds from three quarters of it upwards. A verdict is on the budgets run here, which each table
+compares with the paper's. Bounds are in nats per image; log-variances are natural logarithms, of the encoder's
+gradient, fresh or by Adam's moments as in the second paper (these count differences between batches too).
 """
 
 NOTES = """\
