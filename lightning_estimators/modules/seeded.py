@@ -53,6 +53,7 @@ class SeededModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Forget the seed of an earlier run, unless one is being resumed."""
+        super().on_fit_start()
         if self.trainer.ckpt_path is None:
             self._seed = None
 

@@ -503,6 +503,20 @@ def test_a_last_step_that_is_not_finite_is_told_at_the_end_of_the_epoch(monkeypa
         fit(Breaks("gradient"), max_steps=5)
 
 
+def test_a_step_of_an_earlier_run_is_not_told_to_the_next(monkeypatch):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if batch_idx == 4:  # after the step, before its verdict was read
+                raise RuntimeError("stop")
+
+    monkeypatch.setattr(EstimatorModule, "_verdict_comes_late", lambda self: True)
+    module = Breaks("gradient")
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(module, max_steps=20, callbacks=[Stop()])
+    module.at = -1
+    fit(module, max_steps=2)
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     module = Tiny(REBAR(), optimizer=functools.partial(torch.optim.SGD, lr=3e38))  # overflows in the update
     last = ModelCheckpoint(tmp_path, every_n_train_steps=1)
