@@ -18,17 +18,16 @@ from torch import Tensor, nn
 
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.modules import schedules
-from lightning_estimators.modules.finite import FiniteModule, nonfinite_names
+from lightning_estimators.modules.finite import FiniteModule
 from lightning_estimators.modules.recorded import RecordedModule
+from lightning_estimators.modules.resumed import ResumedModule
 from lightning_estimators.modules.safeguards import check_callable, check_costs, refuse_unsupported
 from lightning_estimators.modules.seeded import SeededModule
 
 __all__ = ["EstimatorModule"]
 
-_STATE = "estimator_module"  # key of what this class adds to a checkpoint
 
-
-class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ABC):
+class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ResumedModule, ABC):
     r"""Trains a model and the gradient estimators inside it, each with an optimizer of its own.
 
     Every training step is one forward pass, one backward of the mean cost, which fills the gradients of the model and
@@ -128,10 +127,6 @@ class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ABC):
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
-        self._window_open = False  # whether gradients of an unfinished accumulation window are held
-        self._plateau_stepped_at = -1  # batches trained when epoch-wise plateau schedulers last stepped
-        self._resumed_metrics: dict[str, float] = {}
-        self._resumed_gradients: dict[str, Tensor] = {}
 
     @abstractmethod
     def loss(self, batch: Any) -> Tensor:
@@ -241,23 +236,10 @@ class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ABC):
         return []
 
     def on_fit_start(self) -> None:
-        """Forget what belongs to an earlier run, unless it is being resumed."""
+        """Silence a warning that does not apply."""
         super().on_fit_start()
-        if self.trainer.ckpt_path is None:
-            self._plateau_stepped_at = -1
-            self._resumed_metrics, self._resumed_gradients = {}, {}
         # Lightning advises keeping weights from before the step, which nobody who resumes or tests from them wants.
         warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization", UserWarning)
-
-    def on_train_start(self) -> None:
-        """Take up the accumulated gradients of an unfinished window."""
-        for name, parameter in self.named_parameters():
-            if name in self._resumed_gradients:
-                saved = self._resumed_gradients[name].to(parameter.device)
-                same = len(saved) == self.trainer.world_size
-                parameter.grad = saved[self.global_rank].clone() if same else saved.mean(0)
-        self._window_open = bool(self._resumed_gradients)
-        self._resumed_gradients = {}
 
     def on_train_epoch_end(self) -> None:
         """Step plateau schedulers, which need the metrics of the epoch."""
@@ -270,55 +252,6 @@ class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ABC):
             self._plateau_stepped_at = self.batches_trained()
             schedules.step(self, plateau=True, resumed=self._resumed_metrics)
 
-    def on_validation_model_zero_grad(self) -> None:
-        """Free gradients before validation, but not those of an unfinished accumulation window."""
-        if not self._window_open:
-            super().on_validation_model_zero_grad()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what an exact resume needs; refuse to save weights that are not finite.
-
-        Args:
-            checkpoint: What is about to be saved; gets one entry of numbers and tensors.
-
-        Raises:
-            FloatingPointError: A parameter, or a statistic of an estimator, or the last step was not finite.
-        """
-        self._confirm_last_step()
-        super().on_save_checkpoint(checkpoint)
-        statistics = {f"{path}.{n}": b for path, e in self.estimators().items() for n, b in e.named_buffers()}
-        if broken := nonfinite_names(dict(self.named_parameters()) | statistics):
-            raise FloatingPointError(
-                f"Not saving a checkpoint at step {self.global_step}: {', '.join(broken)} not finite. "
-                "The last checkpoint is as it was; lower the learning rate and resume from it."
-            )
-        if not self._epoch_ends():
-            _reopen_epoch(checkpoint)
-        held = {n: p.grad for n, p in self.named_parameters() if p.grad is not None} if self._window_open else {}
-        metrics = schedules.watched(self.trainer, self._resumed_metrics)
-        checkpoint[_STATE] = {
-            "plateau_stepped_at": self._plateau_stepped_at,
-            "metrics": {name: float(value) for name, value in metrics.items()},
-            # Not yet averaged over processes: every process gets its own back.
-            "gradients": {n: self._gather(gradient).cpu() for n, gradient in held.items()},
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read back what `on_save_checkpoint` added.
-
-        Args:
-            checkpoint: What was saved.
-        """
-        super().on_load_checkpoint(checkpoint)
-        state = checkpoint.get(_STATE)
-        if state is not None:
-            self._plateau_stepped_at = state["plateau_stepped_at"]
-            self._resumed_metrics, self._resumed_gradients = state["metrics"], state["gradients"]
-
-    def _epoch_ends(self) -> bool:
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        return progress.is_last_batch or progress.current.ready == self.trainer.num_training_batches
-
     def _both_optimizers(self) -> list[LightningOptimizer]:
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
@@ -330,12 +263,6 @@ class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ABC):
     def _mean_over_ranks(self, loss: Tensor) -> Tensor:
         mean = loss.detach().to(torch.promote_types(loss.dtype, torch.float32), copy=True)
         return self.trainer.strategy.reduce(mean, reduce_op="mean")
-
-    def _gather(self, tensor: Tensor) -> Tensor:
-        """Stack a tensor over processes, also when there is one."""
-        gathered: Any = self.all_gather(tensor)  # one process: the tensor itself
-        stacked: Tensor = gathered.reshape(self.trainer.world_size, *tensor.shape)
-        return stacked
 
     def _step(self, optimizers: list[LightningOptimizer]) -> None:
         for optimizer in optimizers:
@@ -350,11 +277,3 @@ class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ABC):
 def _gradients(optimizers: Sequence[LightningOptimizer]) -> list[Tensor]:
     parameters = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
     return [p.grad for p in parameters if p.grad is not None]
-
-
-def _reopen_epoch(checkpoint: dict[str, Any]) -> None:
-    """Let the run continue in the middle of an epoch: one cut by `max_steps` Lightning counts as finished."""
-    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-    for counts in progress["total"], progress["current"]:
-        for stage in "processed", "completed":
-            counts[stage] = min(counts[stage], max(counts["started"] - 1, 0))

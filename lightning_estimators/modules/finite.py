@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -35,6 +36,24 @@ class FiniteModule(pl.LightningModule, ABC):
         """Forget an earlier run."""
         super().on_fit_start()
         self._verdict = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save weights that are not finite.
+
+        Args:
+            checkpoint: What is about to be saved.
+
+        Raises:
+            FloatingPointError: A parameter, or a statistic of an estimator, or the last step was not finite.
+        """
+        self._confirm_last_step()
+        super().on_save_checkpoint(checkpoint)
+        statistics = {f"{path}.{n}": b for path, e in self.estimators().items() for n, b in e.named_buffers()}
+        if broken := nonfinite_names(dict(self.named_parameters()) | statistics):
+            raise FloatingPointError(
+                f"Not saving a checkpoint at step {self.global_step}: {', '.join(broken)} not finite. "
+                "The last checkpoint is as it was; lower the learning rate and resume from it."
+            )
 
     def _check_finite(self, loss: Tensor, costs: Tensor, batch_idx: int, gradients: Sequence[Tensor]) -> None:
         """Raise if the loss or a gradient is not finite, or the last step was not.
