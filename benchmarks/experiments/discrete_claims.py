@@ -166,9 +166,9 @@ def _learning_rate(tables: Sequence[Table]) -> Iterator[Verdict]:
 
     for (data, model, epochs), group in groupby(sorted(tables, key=place), key=place):
         by_lr = {table.lr: table for table in group}
+        if not by_lr.keys() >= {1e-4, 1e-3}:
+            continue
         for entry in (REBAR, RELAX, RELAXED):
-            if not by_lr.keys() >= {1e-4, 1e-3}:
-                continue
             where = f"{data}, {model}, {epochs} epochs, {name_of(entry)}"
             low, high = (by_lr[lr].seeds(entry, "test_bound") for lr in (1e-4, 1e-3))
             if low is None or high is None:
