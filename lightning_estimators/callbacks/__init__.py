@@ -1,6 +1,8 @@
-"""Watching gradient estimation: callbacks that never change what they watch."""
+"""Watching and guarding training: callbacks for any LightningModule that holds gradient estimators."""
 
 from lightning_estimators.callbacks.gradient_variance import GradientVariance
 from lightning_estimators.callbacks.reconstructions import Reconstructions
+from lightning_estimators.modules.exact_resume import ExactResume
+from lightning_estimators.modules.finite_training import FiniteTraining
 
-__all__ = ["GradientVariance", "Reconstructions"]
+__all__ = ["ExactResume", "FiniteTraining", "GradientVariance", "Reconstructions"]

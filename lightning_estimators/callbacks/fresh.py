@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from lightning_estimators.callbacks.isolation import isolated
 from lightning_estimators.callbacks.statistics import GroupStatistics, flatten
+from lightning_estimators.counter_noise import counter_noise
 from lightning_estimators.distributions import distribution_parameters
+from lightning_estimators.model_parts import gradient_estimators, parameter_groups
 from lightning_estimators.modules import EstimatorModule
 
 __all__ = ["fresh_statistics"]
 
-# Noise streams of `EstimatorModule.seed_noise` from here on are free for callbacks; draw k uses stream 4 + k.
+# Streams of noise from here on are free for callbacks; draw k uses stream 4 + k.
 _FIRST_STREAM = 4
 
 Calls = dict[str, list[list[Tensor]]]
@@ -25,31 +28,30 @@ Calls = dict[str, list[list[Tensor]]]
 
 
 def fresh_statistics(
-    trainer: pl.Trainer, module: EstimatorModule, batch: Any, batch_idx: int, num_samples: int
+    trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int, num_samples: int
 ) -> dict[str, GroupStatistics]:
     """Estimate the gradient of the mean loss `num_samples` times on one batch, leaving no trace in the module.
 
     Args:
         trainer: Decides the precision; its processes all call this at the same time.
         module: At the weights to measure.
-        batch: What `module.loss` takes.
+        batch: What the data loader yields.
         batch_idx: Index of the batch in its epoch; counter of the noise.
         num_samples: Estimates, at least 2.
 
     Returns:
-        By group (`module.parameter_groups()`, and `logits/<path>` for each estimator), what holds for the gradient
+        By group (`parameter_groups(module)`, and `logits/<path>` for each estimator), what holds for the gradient
         averaged over processes; equal on all of them.
     """
-    groups = module.parameter_groups()
+    groups = parameter_groups(module)
     # Welford's recursion: one mean per group is kept, and the squared deviations only in sum over the entries.
     means: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
     for k in range(num_samples):
         # Isolated one by one: a running statistic that has seen the draws before would not be the step's.
-        with isolated(module), torch.enable_grad():
-            module.seed_noise(_FIRST_STREAM + k, batch_idx)
-            with trainer.precision_plugin.train_step_context():
-                gradients = _gradients(module, groups, batch)
+        context = trainer.precision_plugin.train_step_context()
+        with isolated(module), torch.enable_grad(), _noise(trainer, module, k), context:
+            gradients = _gradients(module, groups, batch, batch_idx)
         for name, gradient in gradients.items():
             mean = means.setdefault(name, torch.zeros_like(gradient))
             deviation = gradient - mean
@@ -73,9 +75,32 @@ def fresh_statistics(
     return statistics
 
 
-def _gradients(module: EstimatorModule, groups: dict[str, list[nn.Parameter]], batch: Any) -> dict[str, Tensor]:
+def _noise(trainer: pl.Trainer, module: pl.LightningModule, draw: int) -> AbstractContextManager[None]:
+    if isinstance(module, EstimatorModule):
+        return module.noise(_FIRST_STREAM + draw)
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+    return counter_noise(module.device, torch.initial_seed(), _FIRST_STREAM + draw, batches, trainer.global_rank)
+
+
+def _loss(module: pl.LightningModule, batch: Any, batch_idx: int) -> Tensor:
+    if isinstance(module, EstimatorModule):
+        return module.loss(batch).mean()
+    takes_index = len(inspect.signature(module.training_step).parameters) > 1
+    answer = module.training_step(batch, batch_idx) if takes_index else module.training_step(batch)
+    loss = answer["loss"] if isinstance(answer, Mapping) else answer
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"GradientVariance needs a loss: {type(module).__name__}.training_step must return a tensor, or a mapping "
+            f"with one under 'loss', got {type(answer).__name__}."
+        )
+    return loss
+
+
+def _gradients(
+    module: pl.LightningModule, groups: dict[str, list[nn.Parameter]], batch: Any, batch_idx: int
+) -> dict[str, Tensor]:
     with _recorded(module) as calls:
-        loss = module.loss(batch).mean()
+        loss = _loss(module, batch, batch_idx)
     parameters = [parameter for group in groups.values() for parameter in group]
     latent = [tensor for of_path in calls.values() for call in of_path for tensor in call]
     # Never `backward`: it would accumulate in .grad and set off the hooks of DistributedDataParallel.
@@ -91,8 +116,8 @@ def _gradients(module: EstimatorModule, groups: dict[str, list[nn.Parameter]], b
 
 
 @contextmanager
-def _recorded(module: EstimatorModule) -> Iterator[Calls]:
-    estimators = module.estimators()
+def _recorded(module: pl.LightningModule) -> Iterator[Calls]:
+    estimators = gradient_estimators(module)
     calls: Calls = {path: [] for path in estimators}
     handles = []
     for path, estimator in estimators.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -10,7 +10,7 @@ import torch
 from lightning_estimators.callbacks.fresh import fresh_statistics
 from lightning_estimators.callbacks.moments import model_optimizers, moment_statistics, refusal
 from lightning_estimators.callbacks.statistics import GroupStatistics
-from lightning_estimators.modules import EstimatorModule
+from lightning_estimators.logged_steps import step_is_logged
 
 __all__ = ["GradientVariance"]
 
@@ -32,18 +32,23 @@ class GradientVariance(pl.Callback):
                                      where there is no variance, 0 where there is no gradient
     ===============================  ==================================================================================
 
-    A `<group>` is a name in `module.parameter_groups()` (such as `encoder` or `decoder`), or `logits/<path>` for an
-    estimator in `module.estimators()`: the gradient with respect to `distribution_parameters(q)` (its logits, where it
-    has logits) of the q it is given, through q only. An entry is one number of one data point, so these gradients, of
-    the mean over a batch of B, are 1/B times those of a data point's own cost. Of several calls per loss (an estimator
-    nested in another), the first that the loss depends on counts.
+    The module may be any LightningModule that uses automatic optimization; of one that is no `EstimatorModule`,
+    `training_step` is what is drawn.
+
+    A `<group>` is a top-level attribute of the module with trainable parameters (such as `encoder` or `decoder`), those
+    of estimators excluded, or `logits/<path>` for the gradient estimator at `<path>` in the module: the gradient with
+    respect to `distribution_parameters(q)` (its logits, where it has logits) of the q it is given, through q only. An
+    entry is one number of one data point, so these gradients, of the mean over a batch of B, are 1/B times those of a
+    data point's own cost. Of several calls per loss (an estimator nested in another), the first that the loss depends
+    on counts.
 
     Two methods:
 
     - `"fresh"`: before a logged step, at the weights of that step, K fresh estimates on the batch of that step. What
       varies is the noise of the estimator alone (and of whatever else is random in the loss, such as dropout). Training
-      is bit-identical with and without the callback, whatever the precision and the number of processes: buffers and
-      random generators are restored, and nothing is accumulated in `.grad`. With several processes, the figures
+      is bit-identical with and without the callback, whatever the precision and the number of processes: random
+      generators and whatever else the draws change in the module (buffers, metrics, counters) are restored, and nothing
+      is accumulated in `.grad`. With several processes, the figures
       are those of the gradient averaged over them: their noise is independent, so its variance is the average of
       their variances divided by their number.
     - `"moments"`: after a logged step, from Adam's bias-corrected moving averages of the gradient and of its square:
@@ -58,14 +63,14 @@ class GradientVariance(pl.Callback):
     Args:
         method: `"fresh"` or `"moments"`.
         num_samples: K, fresh estimates per measurement, at least 2; unused by `"moments"`.
-        every_n_steps: Least number of batches between two measurements, rounded up to steps that
+        every_n_steps: Least number of optimizer steps between two measurements, rounded up to steps that
             `Trainer(log_every_n_steps=...)` logs; None measures at each of those. (With `accumulate_grad_batches` the
-            gradient is still that of one batch.)
+            gradient is that of the last batch of the window.)
         prefix: First part of the keys; another one for each of several such callbacks.
 
     Raises:
         ValueError: An argument is out of range.
-        TypeError: At the start of `fit`: the module is no `EstimatorModule`, or its optimizer keeps no moments.
+        TypeError: At the start of `fit`: the module steps its optimizers itself, or its optimizer keeps no moments.
 
     Source: "fresh": Grathwohl et al. (2018), Figure 2 (left); "moments": Echraibi et al. (2020), appendix B.
 
@@ -109,20 +114,22 @@ class GradientVariance(pl.Callback):
         self.every_n_steps = every_n_steps
         self.prefix = prefix
         self._due = False
+        self._step = 0  # of the step that is measured
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse modules that do not say what their estimators and groups are."""
-        if stage == "fit" and not isinstance(pl_module, EstimatorModule):
+        """Refuse modules whose training step does more than compute a loss."""
+        if stage == "fit" and self.method == "fresh" and not pl_module.automatic_optimization:
             raise TypeError(
-                "GradientVariance needs a module derived from lightning_estimators.modules.EstimatorModule, got "
-                f"{type(pl_module).__name__}. Derive it from EstimatorModule (one method, `loss`), or remove the "
-                "callback."
+                f"GradientVariance(method='fresh') repeats the training step of {type(pl_module).__name__} to draw "
+                "gradients, but with automatic_optimization=False that step also changes the weights. Use automatic "
+                "optimization (one backward fills the gradients of model and estimators; see "
+                "lightning_estimators.modules.chain_optimizers), or method='moments'."
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse `"moments"` with an optimizer that has none."""
         if self.method == "moments":
-            for optimizer in model_optimizers(trainer, cast(EstimatorModule, pl_module)):
+            for optimizer in model_optimizers(trainer, pl_module):
                 # The moments do not exist before the first step; Adamax has betas, but a maximum for the second.
                 adam_like = all("betas" in options for options in optimizer.param_groups)
                 if not adam_like or isinstance(optimizer, torch.optim.Adamax):
@@ -132,10 +139,10 @@ class GradientVariance(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Decide whether this step is measured; draw the fresh estimates, at the weights this step uses."""
-        self._due = self._is_due(trainer)
+        self._due = self._is_due(trainer, batch_idx)
+        self._step = trainer.global_step
         if self._due and self.method == "fresh":
-            module = cast(EstimatorModule, pl_module)
-            self._log(trainer, fresh_statistics(trainer, module, batch, batch_idx, self.num_samples))
+            self._log(trainer, fresh_statistics(trainer, pl_module, batch, batch_idx, self.num_samples))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -143,20 +150,17 @@ class GradientVariance(pl.Callback):
         """Read the optimizer's moments."""
         # Also at the first batches, so that an optimizer without moments is not found out hundreds of steps later.
         if self.method == "moments" and (self._due or trainer.global_step <= 1):
-            statistics = moment_statistics(trainer, cast(EstimatorModule, pl_module))
+            statistics = moment_statistics(trainer, pl_module)
             if self._due:
                 self._log(trainer, statistics)
 
-    def _is_due(self, trainer: pl.Trainer) -> bool:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return True
-        # What Lightning's own callbacks ask before they spend time on something that would not be logged.
-        if not trainer._logger_connector.should_update_logs:
+    def _is_due(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        if not step_is_logged(trainer, batch_idx):
             return False
         # Logged steps come every log_every_n_steps; of those, the first at or after each multiple of every_n_steps.
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1  # the count that decides what is logged
         period: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return self.every_n_steps is None or step % self.every_n_steps < period
+        always = self.every_n_steps is None or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        return always or (trainer.global_step + 1) % self.every_n_steps < period  # type: ignore[operator]
 
     def _log(self, trainer: pl.Trainer, statistics: dict[str, GroupStatistics]) -> None:
         named = {
@@ -169,9 +173,8 @@ class GradientVariance(pl.Callback):
         if not named:
             return
         values = torch.stack(list(named.values())).tolist()  # one transfer from the device
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
         for logger in trainer.loggers:
-            logger.log_metrics(dict(zip(named, values, strict=True)), step=step)
+            logger.log_metrics(dict(zip(named, values, strict=True)), step=self._step)
 
 
 def _is_integer(number: object) -> bool:

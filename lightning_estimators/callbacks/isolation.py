@@ -1,24 +1,54 @@
-"""Looking at a module during training without leaving a trace in it."""
+"""Running parts of a module during training without leaving a trace in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from lightning.fabric import Fabric
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 __all__ = ["isolated"]
+
+_LEFT_ALONE = (
+    nn.Parameter,  # the caller takes gradients and steps no optimizer
+    torch.optim.Optimizer,
+    pl.Trainer,
+    pl.Callback,
+    pl.LightningDataModule,
+    Logger,
+    Fabric,
+    Dataset,
+    DataLoader,
+    type,
+    ModuleType,
+    FunctionType,
+    BuiltinFunctionType,
+    MethodType,
+)
+_LEFT_ALONE_PACKAGES = {"logging", "threading", "queue", "tensorboard", "concurrent", "multiprocessing"}
+
+Undo = Callable[[], None]
 
 
 @contextmanager
 def isolated(module: pl.LightningModule) -> Iterator[None]:
     """Undo on exit what running parts of a module changes in it, so that training does not depend on being watched.
 
-    Restored: the global random generators, every buffer (running statistics), every train/eval mode. Muted:
-    `module.log` and `module.log_dict`. Parameters, their `.grad` and optimizers are the caller's to leave alone.
+    Restored: the global random generators, buffers, train/eval modes, and the attributes of the module and of all
+    modules in it, whatever they hold: counters, metrics of torchmetrics, lists, tensors, arrays, and objects of the
+    user's with attributes of their own. Muted: `module.log` and `module.log_dict`. Parameters, their `.grad`,
+    optimizers and the Trainer are the caller's to leave alone.
 
     Example:
         >>> import torch
@@ -26,35 +56,144 @@ def isolated(module: pl.LightningModule) -> Iterator[None]:
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.register_buffer("mean", torch.zeros(1))
+        ...         self.calls = 0
         >>> model = Model()
         >>> with isolated(model):
         ...     model.eval()
         ...     model.mean += torch.rand(1)
+        ...     model.calls += 1
         Model()
-        >>> model.mean, model.training
-        (tensor([0.]), True)
+        >>> model.mean, model.training, model.calls
+        (tensor([0.]), True, 0)
     """
-    buffers = [
-        (owner, name, buffer, None if buffer is None else buffer.clone())
-        for owner in module.modules()
-        for name, buffer in owner._buffers.items()
-    ]
-    modes = [(part, part.training) for part in module.modules()]
+    restore = _remember(module, set())
     vars(module)["log"] = _mute  # log_dict calls log
     try:
         # Asking for CUDA's generators on a machine that only uses the CPU would start CUDA.
         with isolate_rng(include_cuda=module.device.type == "cuda"):
             yield
     finally:
-        del vars(module)["log"]
         with torch.no_grad():
-            for owner, name, buffer, saved in buffers:
-                if buffer is not None and saved is not None:
-                    buffer.copy_(saved)  # changed in place ...
-                if owner._buffers[name] is not buffer:
-                    setattr(owner, name, buffer)  # ... or replaced
-        for part, mode in modes:
-            part.training = mode
+            restore()
+
+
+def _remember(value: Any, seen: set[int]) -> Undo:
+    """Return what puts a value, and all that can be changed inside it, back to what it is now.
+
+    Args:
+        value: Anything.
+        seen: Identities of what has been remembered already.
+    """
+    if id(value) in seen or isinstance(value, _LEFT_ALONE):
+        return _nothing
+    seen.add(id(value))
+    for kind, remember in _KINDS.items():
+        if isinstance(value, kind):
+            return remember(value, seen)
+    attributes = getattr(value, "__dict__", None)
+    if not isinstance(attributes, dict) or type(value).__module__.partition(".")[0] in _LEFT_ALONE_PACKAGES:
+        return _nothing
+    return _mapping(attributes, seen)
+
+
+def _mapping(mapping: dict[Any, Any], seen: set[int]) -> Undo:
+    items = dict(mapping)
+    inside = [_remember(item, seen) for item in items.values()]
+
+    def undo() -> None:
+        if mapping.keys() != items.keys() or any(mapping[key] is not item for key, item in items.items()):
+            mapping.clear()
+            mapping.update(items)
+        _all(inside)
+
+    return undo
+
+
+def _sequence(sequence: list[Any] | deque[Any], seen: set[int]) -> Undo:
+    items = list(sequence)
+    inside = [_remember(item, seen) for item in items]
+
+    def undo() -> None:
+        sequence.clear()
+        sequence.extend(items)
+        _all(inside)
+
+    return undo
+
+
+def _set(value: set[Any], seen: set[int]) -> Undo:
+    items = list(value)
+
+    def undo() -> None:
+        value.clear()
+        value.update(items)
+
+    return undo
+
+
+def _tuple(value: tuple[Any, ...], seen: set[int]) -> Undo:
+    inside = [_remember(item, seen) for item in value]
+    return lambda: _all(inside)
+
+
+def _tensor(tensor: Tensor, seen: set[int]) -> Undo:
+    saved = tensor.detach().clone()
+
+    def undo() -> None:
+        if not torch.equal(tensor.detach(), saved):  # what was not changed may be part of somebody's graph
+            tensor.detach().copy_(saved)
+
+    return undo
+
+
+def _array(array: np.ndarray[Any, Any], seen: set[int]) -> Undo:
+    saved = array.copy()
+    return lambda: np.copyto(array, saved)
+
+
+def _torch_generator(generator: torch.Generator, seen: set[int]) -> Undo:
+    state = generator.get_state()
+
+    def undo() -> None:
+        generator.set_state(state)
+
+    return undo
+
+
+def _numpy_generator(generator: np.random.Generator, seen: set[int]) -> Undo:
+    state = generator.bit_generator.state
+
+    def undo() -> None:
+        generator.bit_generator.state = state
+
+    return undo
+
+
+def _python_generator(generator: random.Random, seen: set[int]) -> Undo:
+    state = generator.getstate()
+    return lambda: generator.setstate(state)
+
+
+_KINDS: dict[Any, Callable[[Any, set[int]], Undo]] = {
+    Tensor: _tensor,
+    dict: _mapping,
+    (list, deque): _sequence,
+    set: _set,
+    tuple: _tuple,
+    np.ndarray: _array,
+    torch.Generator: _torch_generator,
+    np.random.Generator: _numpy_generator,
+    random.Random: _python_generator,
+}
+
+
+def _all(undo: list[Undo]) -> None:
+    for restore in undo:
+        restore()
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _mute(*_: Any, **__: Any) -> None:

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_estimators.callbacks.statistics import GroupStatistics, flatten
-from lightning_estimators.modules import EstimatorModule
+from lightning_estimators.chained_optimizer import ChainedOptimizer
+from lightning_estimators.model_parts import parameter_groups
 
 __all__ = ["model_optimizers", "moment_statistics", "refusal"]
 
 
-def moment_statistics(trainer: pl.Trainer, module: EstimatorModule) -> dict[str, GroupStatistics]:
+def moment_statistics(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, GroupStatistics]:
     """Read mean and variance of the gradient, per parameter group, from the state of the model's optimizers.
 
     Args:
@@ -39,7 +40,7 @@ def moment_statistics(trainer: pl.Trainer, module: EstimatorModule) -> dict[str,
                     first, second = flatten([state["exp_avg"]]), flatten([state["exp_avg_sq"]])
                     moments[parameter] = first / (1 - beta1**step), second / (1 - beta2**step)
     statistics: dict[str, GroupStatistics] = {}
-    for name, group in module.parameter_groups().items():
+    for name, group in parameter_groups(module).items():
         known = [moments[parameter] for parameter in group if parameter in moments]
         if known:
             mean, square = (torch.cat(part) for part in zip(*known, strict=True))
@@ -48,14 +49,19 @@ def moment_statistics(trainer: pl.Trainer, module: EstimatorModule) -> dict[str,
     return statistics
 
 
-def model_optimizers(trainer: pl.Trainer, module: EstimatorModule) -> list[Optimizer]:
+def model_optimizers(trainer: pl.Trainer, module: pl.LightningModule) -> list[Optimizer]:
     """Return the optimizers that hold the model's parameters; that of the estimators may be of any kind.
 
     Raises:
         TypeError: There is none.
     """
-    model = {parameter for group in module.parameter_groups().values() for parameter in group}
-    held = [o for o in trainer.optimizers if any(p in model for options in o.param_groups for p in options["params"])]
+    model = {parameter for group in parameter_groups(module).values() for parameter in group}
+    optimizers = [
+        part
+        for optimizer in trainer.optimizers
+        for part in (optimizer.parts.values() if isinstance(optimizer, ChainedOptimizer) else [optimizer])
+    ]
+    held = [o for o in optimizers if any(p in model for options in o.param_groups for p in options["params"])]
     if not held:
         raise TypeError(
             "GradientVariance(method='moments') reads Adam's moments, but the module has no optimizer for its "

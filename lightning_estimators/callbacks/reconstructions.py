@@ -119,22 +119,21 @@ class Reconstructions(pl.Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._write(trainer, pl_module, self._batches_trained(trainer))
+            self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the grids of the final weights."""
-        # The last batch is counted by now, and was not yet at the validation that followed it.
-        self._write(trainer, pl_module, self._batches_trained(trainer) - 1)
+        self._write(trainer, pl_module)
 
     def _keep(self, trainer: pl.Trainer, batch: Any) -> None:
         if _tensorboards(trainer):
             self._inputs = self.images(batch)[: self.num_images].detach().clone()
 
-    def _batches_trained(self, trainer: pl.Trainer) -> int:
-        # What Lightning counts the steps of scalars by; global_step differs where gradients are accumulated.
-        return trainer.fit_loop.epoch_loop._batches_that_stepped
+    def _last_step(self, trainer: pl.Trainer) -> int:
+        # Scalars of the last batch and of the validation that followed it are logged there.
+        return max(trainer.global_step - 1, 0)
 
-    def _write(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+    def _write(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self._inputs is None or trainer.global_step == self._written_at:
             return
         self._written_at = trainer.global_step
@@ -158,7 +157,7 @@ class Reconstructions(pl.Callback):
             per_row = math.ceil(math.sqrt(len(picture)))
             grid = make_grid(picture.detach().float().clamp(0, 1).cpu(), nrow=per_row, pad_value=0.5)
             for logger in _tensorboards(trainer):
-                logger.experiment.add_image(tag, grid, step)
+                logger.experiment.add_image(tag, grid, self._last_step(trainer))
 
 
 def _tensorboards(trainer: pl.Trainer) -> list[TensorBoardLogger]:

@@ -50,7 +50,7 @@ class Overrides(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Note the estimators' settings before weights are restored."""
         if self._settings_changed and isinstance(pl_module, EstimatorModule):
-            for path, estimator in pl_module.estimators().items():
+            for path, estimator in pl_module.gradient_estimators().items():
                 frozen = {f"{path}.{name}": p for name, p in estimator.named_parameters() if not p.requires_grad}
                 self._settings |= {name: p.detach().clone() for name, p in frozen.items() if p.ndim == 0}
 

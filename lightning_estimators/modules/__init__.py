@@ -4,6 +4,7 @@ from lightning_estimators.modules.base import EstimatorModule
 from lightning_estimators.modules.continuous import ContinuousLatentModel
 from lightning_estimators.modules.discrete import DiscreteLatentModel
 from lightning_estimators.modules.gamma_toy import GammaToyModel
+from lightning_estimators.modules.optimizers import chain_optimizers, clip_gradients_of_parts
 from lightning_estimators.modules.regression import BayesianLogisticRegression
 from lightning_estimators.modules.toy import ToyModel
 
@@ -14,4 +15,6 @@ __all__ = [
     "EstimatorModule",
     "GammaToyModel",
     "ToyModel",
+    "chain_optimizers",
+    "clip_gradients_of_parts",
 ]

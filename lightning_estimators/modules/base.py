@@ -1,74 +1,73 @@
-"""The LightningModule under every model: a loss per example, one backward, two optimizers."""
+"""The LightningModule under every model: a loss per example, and optimizers for model and estimators."""
 
 from __future__ import annotations
 
-import warnings
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_estimators.estimators import GradientEstimator
-from lightning_estimators.modules import schedules
-from lightning_estimators.modules.finite import FiniteModule
+from lightning_estimators.logged_steps import step_is_logged
+from lightning_estimators.model_parts import gradient_estimators, parameter_groups, surrogate_parameters
+from lightning_estimators.modules.exact_resume import ExactResume
+from lightning_estimators.modules.finite_training import FiniteTraining, refuse_to_save_nonfinite
+from lightning_estimators.modules.optimizers import chain_optimizers, check_maker, clip_gradients_of_parts
 from lightning_estimators.modules.recorded import RecordedModule
-from lightning_estimators.modules.resumed import ResumedModule
-from lightning_estimators.modules.safeguards import check_callable, check_costs, refuse_unsupported
-from lightning_estimators.modules.seeded import SeededModule
+from lightning_estimators.modules.refusals import check_costs, refuse_unsupported
+from lightning_estimators.modules.seeded import TRAIN, EvaluationNoise, SeededModule
 
 __all__ = ["EstimatorModule"]
 
 
-class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ResumedModule, ABC):
+class EstimatorModule(RecordedModule, SeededModule, ABC):
     r"""Trains a model and the gradient estimators inside it, each with an optimizer of its own.
 
-    Every training step is one forward pass, one backward of the mean cost, which fills the gradients of the model and
-    of the estimators' own parameters (baselines, temperatures, surrogate networks) at once, one step of
-    `surrogate_optimizer` on the latter and one step of `optimizer` on everything else. Together they count as one
-    `global_step`. The optimization is manual in Lightning's sense, so clipping and accumulation are arguments here,
-    not of the Trainer; schedulers, checkpoints, `max_steps`, precision (but 16-mixed and 16-true), DDP and resuming
-    are as usual.
+    A training step is one forward pass and one backward of the mean cost, which fills the gradients of the model and of
+    what the estimators learn (baselines, temperatures, surrogate networks) at once. Lightning sees one
+    `ChainedOptimizer` with the parts "model" and "surrogate" and does the rest, as for any LightningModule: clipping
+    (each part by its own norm), accumulation, schedulers, precision, strategies, checkpoints.
 
-    Noise is counter-based (`SeededModule`): processes draw independent noise, and a run resumed from any checkpoint
-    continues bit for bit if its data loader does. (Lightning skips a validation that was due between the batch after
-    which the checkpoint was saved and the next one, so its figures are missing.)
+    What this class adds to Lightning:
+
+    - Noise by counters (`SeededModule`): processes draw independent noise, and a run that is resumed continues bit for
+      bit if its data loader does (`callbacks.ExactResume`).
+    - A step that is not finite stops training by name, before it reaches weights or checkpoints
+      (`callbacks.FiniteTraining`).
+    - Checkpoints from which the module can be built again (`RecordedModule`).
 
     Implementing one:
 
-    1. Build networks and estimators in `__init__`, after `super().__init__(...)`; call `estimator.prepare(q, context)`
-       there with a distribution like those that will come.
+    1. Build networks and estimators in `__init__`, after `super().__init__(**training)`; call
+       `estimator.prepare(q, context)` there with a distribution like those that will come.
     2. Implement `loss(batch)`: the costs to minimise, one per example.
-    3. Hooks that are overridden call `super()`. Avoid attributes named `layer` and `saved_models`, through which
-       Lightning's `ModelCheckpoint` swaps weights.
+    3. Avoid attributes named `layer` and `saved_models`, through which Lightning's `ModelCheckpoint` swaps weights.
 
     Logged:
-        `train/loss`: mean cost of the batch over all processes, at every step; in the progress bar.
+        `train/loss`: mean cost of the batch over all processes, at every step at which a logger, the progress bar, a
+            callback or a scheduler reads it, and at the end of the epoch.
         `estimator/<path>/<name>`: the figures of `GradientEstimator.diagnostics` of the estimator at `<path>` in the
-            module, averaged over processes, every `Trainer(log_every_n_steps)` batches.
+            module, averaged over processes, every `Trainer(log_every_n_steps)` steps.
 
     Args:
         optimizer: Makes the optimizer of all parameters that are not an estimator's.
-        surrogate_optimizer: Makes the optimizer of the estimators' own parameters; unused when there are none. A
+        surrogate_optimizer: Makes the optimizer of what the estimators learn; unused where they learn nothing. A
             parameter that an estimator shares with the model counts as the estimator's.
-        lr_scheduler: Makes the scheduler of `optimizer`; none by default. For `ReduceLROnPlateau` take the class of
-            `lightning.pytorch.cli`, whose `monitor` names a logged metric.
+        lr_scheduler: Makes the scheduler of `optimizer`, or a dictionary in Lightning's form with the scheduler in it;
+            none by default. For `ReduceLROnPlateau` take the class of `lightning.pytorch.cli`, whose `monitor` names
+            a logged metric.
         surrogate_lr_scheduler: The same for `surrogate_optimizer`.
         lr_scheduler_interval: Whether schedulers step at the end of every training "epoch" or after every optimizer
             "step".
-        gradient_clip_val: Bound on the gradients of each optimizer's group, None for none. Hooks see the gradient
-            before clipping in `on_after_backward`, after it in `on_before_optimizer_step`.
-        gradient_clip_algorithm: Bound the Euclidean "norm" of the group or the "value" of each entry.
-        accumulate_grad_batches: Batches whose gradients are averaged for one step of the optimizers; the last window of
-            an epoch may be incomplete and is divided by the same number. Loggers count batches, `global_step`
-            optimizer steps.
+
+    Attributes:
+        latest_costs: What `loss` returned last, without gradient; None before the first step.
 
     Raises:
         ValueError: An argument is out of range; or, when `fit` starts, the Trainer has an option that cannot work.
@@ -79,17 +78,17 @@ class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ResumedModule,
         >>> from torch.distributions import Bernoulli, Independent
         >>> from lightning_estimators.estimators import REBAR
         >>> class Coin(EstimatorModule):
-        ...     def __init__(self):
-        ...         super().__init__(optimizer=torch.optim.SGD)
+        ...     def __init__(self, **training):
+        ...         super().__init__(**training)
         ...         self.logits = torch.nn.Parameter(torch.zeros(3))
         ...         self.estimator = REBAR()
         ...     def loss(self, batch):
         ...         q = Independent(Bernoulli(logits=self.logits.expand(len(batch), 3)), 1)
         ...         return self.estimator(q, lambda b: (b - 0.499).square().sum(-1))
-        >>> coin = Coin()
+        >>> coin = Coin(optimizer=torch.optim.SGD)
         >>> coin.loss(torch.zeros(5, 1)).shape
         torch.Size([5])
-        >>> list(coin.estimators()), list(coin.parameter_groups())
+        >>> list(coin.gradient_estimators()), list(coin.parameter_groups())
         (['estimator'], ['logits'])
     """
 
@@ -101,32 +100,32 @@ class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ResumedModule,
         lr_scheduler: LRSchedulerCallable | None = None,
         surrogate_lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
-        accumulate_grad_batches: int = 1,
     ) -> None:
         super().__init__()
-        check_callable("optimizer", optimizer)
-        check_callable("surrogate_optimizer", surrogate_optimizer)
-        check_callable("lr_scheduler", lr_scheduler, optional=True)
-        check_callable("surrogate_lr_scheduler", surrogate_lr_scheduler, optional=True)
+        check_maker("optimizer", optimizer, makes="an optimizer from parameters")
+        check_maker("surrogate_optimizer", surrogate_optimizer, makes="an optimizer from parameters")
+        check_maker("lr_scheduler", lr_scheduler, makes="a scheduler from an optimizer", optional=True)
+        check_maker(
+            "surrogate_lr_scheduler", surrogate_lr_scheduler, makes="a scheduler from an optimizer", optional=True
+        )
         if lr_scheduler_interval not in ("epoch", "step"):
             raise ValueError(f'lr_scheduler_interval must be "epoch" or "step", got {lr_scheduler_interval!r}.')
-        if gradient_clip_algorithm not in ("norm", "value"):
-            raise ValueError(f'gradient_clip_algorithm must be "norm" or "value", got {gradient_clip_algorithm!r}.')
-        if gradient_clip_val is not None and not gradient_clip_val > 0:
-            raise ValueError(f"gradient_clip_val must be positive, or None to not clip, got {gradient_clip_val!r}.")
-        if not isinstance(accumulate_grad_batches, int) or accumulate_grad_batches < 1:
-            raise ValueError(f"accumulate_grad_batches must be a positive integer, got {accumulate_grad_batches!r}.")
-        self.automatic_optimization = False
         self.optimizer = optimizer
         self.surrogate_optimizer = surrogate_optimizer
         self.lr_scheduler = lr_scheduler
         self.surrogate_lr_scheduler = surrogate_lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
-        self.gradient_clip_val = gradient_clip_val
-        self.gradient_clip_algorithm = gradient_clip_algorithm
-        self.accumulate_grad_batches = accumulate_grad_batches
+        self.latest_costs: Tensor | None = None
+        self._resume = ExactResume()
+        self._callbacks = [EvaluationNoise(), FiniteTraining(), self._resume]
+        self._hooks_that_ran: set[str] = set()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Notice overridden hooks that forget `super()`, where that would lose what this class promises."""
+        super().__init_subclass__(**kwargs)
+        for name in ("configure_callbacks", "on_save_checkpoint", "on_load_checkpoint"):
+            if name in vars(cls):
+                setattr(cls, name, _calling_super(vars(cls)[name]))
 
     @abstractmethod
     def loss(self, batch: Any) -> Tensor:
@@ -136,7 +135,7 @@ class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ResumedModule,
             batch: What the data loader yields.
         """
 
-    def batch_size(self, batch: Any) -> int | None:
+    def num_examples(self, batch: Any) -> int | None:
         """Return how many costs `loss` must return for this batch: the leading dimension of its first tensor.
 
         Override it where examples do not lie along that dimension; None skips the check.
@@ -148,132 +147,131 @@ class EstimatorModule(RecordedModule, SeededModule, FiniteModule, ResumedModule,
             batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
         return len(batch) if isinstance(batch, Tensor) and batch.ndim else None
 
-    def estimators(self) -> dict[str, GradientEstimator]:
+    def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Return the estimators by their path in the module, outermost first; none from inside another estimator."""
-        found: dict[str, GradientEstimator] = {}
-        for path, module in self.named_modules():
-            if isinstance(module, GradientEstimator) and not any(path.startswith(f"{outer}.") for outer in found):
-                found[path] = module
-        return found
+        return gradient_estimators(self)
 
     def surrogate_parameters(self) -> list[nn.Parameter]:
-        """Return the trainable parameters of all estimators, each once."""
-        parameters = (p for estimator in self.estimators().values() for p in estimator.parameters() if p.requires_grad)
-        return list(dict.fromkeys(parameters))
+        """Return what the estimators learn: their trainable parameters, each once."""
+        return surrogate_parameters(self)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the model's trainable parameters by top-level attribute, those of estimators excluded."""
-        surrogate = set(self.surrogate_parameters())
-        groups: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and parameter not in surrogate:
-                groups.setdefault(name.partition(".")[0], []).append(parameter)
-        return groups
+        return parameter_groups(self)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Do one backward and, where an accumulation window ends, one step of both optimizers.
+        """Return the mean cost, and log it where somebody reads it.
 
         Args:
             batch: What the data loader yields.
             batch_idx: Index of the batch in its epoch.
 
-        Returns:
-            The mean cost, detached.
-
         Raises:
             ValueError: `loss` returned no costs of shape (B,).
-            FloatingPointError: The loss or a gradient is not finite; the weights are those before the step. On a CUDA
-                device, which would stand still while the host waits for the answer, the step is taken with zeros in
-                place of its gradients, and the error comes at the next step, checkpoint or end of the epoch.
         """
-        self.seed_noise(0, batch_idx)
-        optimizers = self._both_optimizers()
-        if batch_idx % self.accumulate_grad_batches == 0:
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-        costs = self.loss(batch)
-        check_costs(f"{type(self).__name__}.loss(batch)", costs, self.batch_size(batch))
+        with self.noise(TRAIN):
+            costs = self.loss(batch)
+        check_costs(f"{type(self).__name__}.loss(batch)", costs, self.num_examples(batch))
+        self.latest_costs = costs.detach()
         loss = costs.mean()
-        window_ends = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self._epoch_ends()
-        with nullcontext() if window_ends else self._blocked_sync():
-            self.manual_backward(loss / self.accumulate_grad_batches)
-        self._window_open = not window_ends
-        logged = self._mean_over_ranks(loss)
-        # Gradients of an open window are not averaged yet; what is wrong with them is still there when it ends.
-        self._check_finite(logged, costs, batch_idx, _gradients(optimizers) if window_ends else [])
-        self.log("train/loss", logged, prog_bar=True, on_step=True, on_epoch=False)
-        if self.trainer._logger_connector.should_update_logs or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            for path, estimator in self.estimators().items():
+        is_logged = step_is_logged(self.trainer, batch_idx)
+        if is_logged or self._loss_is_read(batch_idx):
+            shown = loss.detach().to(torch.promote_types(loss.dtype, torch.float32), copy=True)
+            self.log("train/loss", shown, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
+        if is_logged:
+            for path, estimator in self.gradient_estimators().items():
                 for name, figure in estimator.diagnostics().items():
                     self.log(f"estimator/{path}/{name}", figure, on_step=True, on_epoch=False, sync_dist=True)
-        if window_ends:
-            self._step(optimizers)
-        # Here and not in on_train_batch_end: checkpoints are saved before that hook, and would miss the step.
-        by_step = self.lr_scheduler_interval == "step"
-        if window_ends if by_step else self._epoch_ends():
-            schedules.step(self, plateau=False, resumed=self._resumed_metrics)
-        if window_ends and by_step:
-            schedules.step(self, plateau=True, resumed=self._resumed_metrics)
-        return logged
+        return loss
 
     def configure_optimizers(self) -> Any:
-        """Make the model's optimizer, that of the estimators if they have parameters, and their schedulers."""
-        model = [p for group in self.parameter_groups().values() for p in group]
-        if not model:
-            raise ValueError(f"{type(self).__name__} has no trainable parameters outside its estimators.")
-        interval = self.lr_scheduler_interval
-        configured = [schedules.build(self.optimizer, self.lr_scheduler, model, interval)]
-        if surrogate := self.surrogate_parameters():
-            configured.append(
-                schedules.build(self.surrogate_optimizer, self.surrogate_lr_scheduler, surrogate, interval)
-            )
-        return configured
+        """Make the optimizers of model and estimators, chained to one, and their schedulers.
+
+        Returns:
+            `([chained], schedulers)`, see `modules.optimizers.chain_optimizers`.
+        """
+        return chain_optimizers(
+            self,
+            optimizer=self.optimizer,
+            surrogate_optimizer=self.surrogate_optimizer,
+            lr_scheduler=self.lr_scheduler,
+            surrogate_lr_scheduler=self.surrogate_lr_scheduler,
+            lr_scheduler_interval=self.lr_scheduler_interval,
+        )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Bound the gradients of model and estimators, each by itself: one of them never shrinks the other's step."""
+        clip_gradients_of_parts(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Step a scheduler, unless it has done this step before the checkpoint was saved that the run continues."""
+        if not self._resume.repeats(scheduler):
+            super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Add no callback; this is the earliest hook, so unsupported options of the Trainer are refused here."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            refuse_unsupported(self.trainer, type(self).__name__)
-        return []
+        """Add what this class promises; this is the earliest hook, so unsupported options are refused here."""
+        self._hooks_that_ran.add("configure_callbacks")
+        refuse_unsupported(self.trainer, self)
+        return list(self._callbacks)
 
-    def on_fit_start(self) -> None:
-        """Silence a warning that does not apply."""
-        super().on_fit_start()
-        # Lightning advises keeping weights from before the step, which nobody who resumes or tests from them wants.
-        warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization", UserWarning)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed of the noise; refuse to save weights that are not finite.
 
-    def on_train_epoch_end(self) -> None:
-        """Step plateau schedulers, which need the metrics of the epoch."""
-        self._confirm_last_step()
-        # A run resumed at the end of an epoch passes here a second time, after Lightning has counted a batch too many
-        # for its loggers.
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.batches_trained()
-        done = self._plateau_stepped_at == self.batches_trained()
-        if self.lr_scheduler_interval == "epoch" and self._epoch_ends() and not done:
-            self._plateau_stepped_at = self.batches_trained()
-            schedules.step(self, plateau=True, resumed=self._resumed_metrics)
+        Args:
+            checkpoint: What is about to be saved.
+        """
+        self._hooks_that_ran.add("on_save_checkpoint")
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["noise_seed"] = self.noise_seed()
+        if "callbacks" not in checkpoint:  # Lightning asks no callback about weights alone
+            refuse_to_save_nonfinite(self, checkpoint)
 
-    def _both_optimizers(self) -> list[LightningOptimizer]:
-        optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the seed of the run that saved the checkpoint.
 
-    def _blocked_sync(self) -> AbstractContextManager[None]:
-        strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+        Args:
+            checkpoint: What was saved.
+        """
+        self._hooks_that_ran.add("on_load_checkpoint")
+        super().on_load_checkpoint(checkpoint)
+        self.load_seed(checkpoint.get("noise_seed"))
 
-    def _mean_over_ranks(self, loss: Tensor) -> Tensor:
-        mean = loss.detach().to(torch.promote_types(loss.dtype, torch.float32), copy=True)
-        return self.trainer.strategy.reduce(mean, reduce_op="mean")
+    def _loss_is_read(self, batch_idx: int) -> bool:
+        """Whether a logger, the progress bar, the end of the epoch, a callback or a scheduler reads this step's loss.
 
-    def _step(self, optimizers: list[LightningOptimizer]) -> None:
-        for optimizer in optimizers:
-            self.configure_gradient_clipping(optimizer.optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
-        model, *surrogate = optimizers
-        for optimizer in surrogate:
-            # Lightning counts a global_step for every step of its own wrapper: go below it.
-            self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
-        model.step()
+        Logging takes half a millisecond, as long as a step of a small model.
+        """
+        trainer = self.trainer
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if progress.is_last_batch or batch_idx + 1 >= trainer.num_training_batches:
+            return True
+        bar = trainer.progress_bar_callback
+        if bar is not None and not getattr(bar, "is_disabled", False):
+            rate = getattr(bar, "refresh_rate", 1)
+            if rate and (batch_idx + 1) % rate == 0:
+                return True
+        watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]  # type: ignore[attr-defined]
+        return any(getattr(watcher, "monitor", None) == "train/loss" for watcher in watchers)
 
 
-def _gradients(optimizers: Sequence[LightningOptimizer]) -> list[Tensor]:
-    parameters = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
-    return [p.grad for p in parameters if p.grad is not None]
+def _calling_super(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap an overridden hook so that it raises if that of `EstimatorModule` did not run inside it."""
+
+    @functools.wraps(hook)
+    def checked(self: EstimatorModule, *args: Any, **kwargs: Any) -> Any:
+        self._hooks_that_ran.discard(hook.__name__)
+        answer = hook(self, *args, **kwargs)
+        if hook.__name__ not in self._hooks_that_ran:
+            raise TypeError(
+                f"{type(self).__name__}.{hook.__name__} must call super().{hook.__name__}(...)"
+                + (" and return its callbacks with its own." if hook.__name__ == "configure_callbacks" else ".")
+                + " Without it, what EstimatorModule promises of checkpoints and noise would be lost."
+            )
+        return answer
+
+    return checked

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent
 from torch.nn.functional import softplus
@@ -57,14 +56,7 @@ class DiscreteLatentModel(LatentImageModel):
             "sampled" leaves log q − log p inside the expectation.
         data_mean: Mean of the training images, one number per pixel or one for all; None to ask the datamodule.
         test_samples: Samples K of `test/bound`; they are drawn in chunks of bounded memory.
-        optimizer: See `EstimatorModule`, like all that follow.
-        surrogate_optimizer: For the estimators' own parameters.
-        lr_scheduler: For `optimizer`.
-        surrogate_lr_scheduler: For `surrogate_optimizer`.
-        lr_scheduler_interval: When both are stepped.
-        gradient_clip_val: Bound on the model's gradient.
-        gradient_clip_algorithm: What of it is bounded.
-        accumulate_grad_batches: Batches per step.
+        **training: Optimizers and their schedulers, see `EstimatorModule`.
 
     Raises:
         TypeError: The estimator does not support the latents.
@@ -98,25 +90,9 @@ class DiscreteLatentModel(LatentImageModel):
         kl: Literal["analytic", "sampled"] = "analytic",
         data_mean: float | list[float] | None = None,
         test_samples: int = 200,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        surrogate_optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        surrogate_lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
-        accumulate_grad_batches: int = 1,
+        **training: Any,
     ) -> None:
-        super().__init__(
-            optimizer=optimizer,
-            surrogate_optimizer=surrogate_optimizer,
-            lr_scheduler=lr_scheduler,
-            surrogate_lr_scheduler=surrogate_lr_scheduler,
-            lr_scheduler_interval=lr_scheduler_interval,
-            gradient_clip_val=gradient_clip_val,
-            gradient_clip_algorithm=gradient_clip_algorithm,
-            accumulate_grad_batches=accumulate_grad_batches,
-        )
+        super().__init__(**training)
         check_choice("latent", latent, ("bernoulli", "categorical"))
         check_choice("prior", prior, ("learned", "fixed"))
         check_choice("kl", kl, ("analytic", "sampled"))

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_estimators.estimators import GradientEstimator
+from lightning_estimators.logged_steps import step_is_logged
 from lightning_estimators.modules.base import EstimatorModule
 from lightning_estimators.objectives import Objective
 
@@ -109,11 +109,9 @@ class ExactProblem(EstimatorModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Log what the coming step starts from."""
         super().on_train_batch_start(batch, batch_idx)
-        # Lightning's own condition, which it checks again when it hands what was logged to the loggers.
-        if not (self.trainer._logger_connector.should_update_logs or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
+        if not step_is_logged(self.trainer, batch_idx):
             return
-        with isolate_rng(include_cuda=self.device.type == "cuda"):
-            self.seed_noise(_DRAWS, batch_idx)
+        with self.noise(_DRAWS):
             figures = self.figures()
         self.log_dict({f"toy/{name}": figure for name, figure in figures.items()}, on_step=True, on_epoch=False)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.distributions import Distribution, Gamma, Independent
 
@@ -55,14 +54,7 @@ class GammaToyModel(ExactProblem):
         shape: k that every variable starts from.
         scale: μ that every variable starts from.
         num_draws: Fresh estimates behind the logged statistics, at least 2.
-        optimizer: See `EstimatorModule`, like all that follow.
-        surrogate_optimizer: For the estimator's own parameters.
-        lr_scheduler: For `optimizer`.
-        surrogate_lr_scheduler: For `surrogate_optimizer`.
-        lr_scheduler_interval: When both are stepped.
-        gradient_clip_val: Bound on the model's gradient.
-        gradient_clip_algorithm: What of it is bounded.
-        accumulate_grad_batches: Batches per step.
+        **training: Optimizers and their schedulers, see `EstimatorModule`.
 
     Raises:
         TypeError: The estimator does not support gamma variables.
@@ -91,25 +83,9 @@ class GammaToyModel(ExactProblem):
         shape: float = 1.0,
         scale: float = 1.0,
         num_draws: int = 1000,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        surrogate_optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        surrogate_lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
-        accumulate_grad_batches: int = 1,
+        **training: Any,
     ) -> None:
-        super().__init__(
-            optimizer=optimizer,
-            surrogate_optimizer=surrogate_optimizer,
-            lr_scheduler=lr_scheduler,
-            surrogate_lr_scheduler=surrogate_lr_scheduler,
-            lr_scheduler_interval=lr_scheduler_interval,
-            gradient_clip_val=gradient_clip_val,
-            gradient_clip_algorithm=gradient_clip_algorithm,
-            accumulate_grad_batches=accumulate_grad_batches,
-        )
+        super().__init__(**training)
         check_choice("problem", problem, ("squares", "exponentials"))
         for name, count, least in (("num_latents", num_latents, 1), ("num_draws", num_draws, 2)):
             if count < least:

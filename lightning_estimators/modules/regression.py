@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Laplace, Normal, kl_divergence
 from torch.nn.functional import logsigmoid
@@ -66,14 +65,7 @@ class BayesianLogisticRegression(EstimatorModule):
         initial_scale: Where the scales of q start, in units of the prior's; locations start at 0.
         bias: Whether to add an intercept.
         eval_samples: Draws of w for validation, test and prediction.
-        optimizer: See `EstimatorModule`, like all that follow.
-        surrogate_optimizer: For the estimator's own parameters.
-        lr_scheduler: For `optimizer`.
-        surrogate_lr_scheduler: For `surrogate_optimizer`.
-        lr_scheduler_interval: When both are stepped.
-        gradient_clip_val: Bound on the model's gradient.
-        gradient_clip_algorithm: What of it is bounded.
-        accumulate_grad_batches: Batches per step.
+        **training: Optimizers and their schedulers, see `EstimatorModule`.
 
     Raises:
         TypeError: The estimator does not support the posterior.
@@ -108,25 +100,9 @@ class BayesianLogisticRegression(EstimatorModule):
         initial_scale: float = 0.1,
         bias: bool = False,
         eval_samples: int = 1000,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        surrogate_optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        surrogate_lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
-        accumulate_grad_batches: int = 1,
+        **training: Any,
     ) -> None:
-        super().__init__(
-            optimizer=optimizer,
-            surrogate_optimizer=surrogate_optimizer,
-            lr_scheduler=lr_scheduler,
-            surrogate_lr_scheduler=surrogate_lr_scheduler,
-            lr_scheduler_interval=lr_scheduler_interval,
-            gradient_clip_val=gradient_clip_val,
-            gradient_clip_algorithm=gradient_clip_algorithm,
-            accumulate_grad_batches=accumulate_grad_batches,
-        )
+        super().__init__(**training)
         for name, family in (("prior", prior), ("posterior", posterior)):
             if family not in FAMILIES:
                 raise ValueError(f"expected {name} to be one of {tuple(FAMILIES)}, got {family!r}.")

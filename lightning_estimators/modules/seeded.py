@@ -2,95 +2,141 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import struct
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-__all__ = ["SeededModule"]
+from lightning_estimators.counter_noise import counter_noise
+
+__all__ = ["EvaluationNoise", "SeededModule"]
+
+TRAIN, VALIDATE, TEST, PREDICT, CALLBACKS = range(5)
+"""Streams of noise; callbacks may use `CALLBACKS` and all numbers above it."""
 
 
 class SeededModule(pl.LightningModule):
-    """Seeds torch's generators at every step from the run's seed, the stream, its counter, and the process.
+    """Draws the noise of every step from generators seeded by the run's seed, the stream, its counter and the process.
 
-    Processes draw independent noise, validation does not shift the noise of training, and a run resumed from any
-    checkpoint continues bit for bit if its data loader does. The run's seed is that of `seed_everything`; without it,
-    that of the checkpoint being resumed; without either, it is drawn from torch's generator when it is first needed,
-    and is the same on all processes. Checkpoints keep it.
+    Processes draw independent noise, validation does not shift the noise of training, and a run resumed from a
+    checkpoint continues bit for bit if its data loader does. Training counts batches over the whole run. Evaluation
+    counts the batches of its loader only, so that a model gets the same figures in the process that trained it and in
+    one of its own. Outside the steps torch's generators are those of the user.
+
+    The run's seed is that of `seed_everything`, unless torch was seeded otherwise since. Without it, it is the seed
+    of the checkpoint that was loaded; without either, it is drawn from torch's generator when it is first needed, the
+    same for all processes. Checkpoints keep it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._seed: int | None = None
+        self._seed_was_loaded = False
 
-    def seed_noise(self, stream: int, batch_idx: int) -> None:
-        """Seed torch's global generators: that of the CPU and that of the module's device.
+    def noise(self, stream: int, batch_idx: int = 0, dataloader_idx: int = 0) -> AbstractContextManager[None]:
+        """Return a context in which torch's global generators are seeded; they are as before when it ends.
 
         Args:
-            stream: 0 to train, 1 to validate, 2 to test, 3 to predict, 4 and above for callbacks. The training stream
-                counts batches over the whole run; the others count `global_step` and `batch_idx`.
-            batch_idx: Index of the batch in its epoch.
+            stream: `TRAIN`, `VALIDATE`, `TEST` and `PREDICT` are 0 to 3; callbacks take numbers from 4 on.
+            batch_idx: Index of the batch in its epoch; training and callbacks count the run's batches instead.
+            dataloader_idx: Index of the data loader.
         """
-        if stream == 0:
-            # Unlike `batch_idx` these never repeat, and unlike `global_step` they count while gradients accumulate.
-            counter, batch_idx = self.batches_trained(), 0
-        else:
-            counter = self.global_step
-        key = struct.pack("<5Q", self._run_seed(), stream, counter, batch_idx, self.global_rank)
-        # A hash, so that no two sets of counters meet as sums of them would.
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
-        # Not torch.manual_seed: where CUDA is not in use it formats a stack trace at every call.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
+        evaluates = stream in (VALIDATE, TEST, PREDICT)
+        # Unlike `batch_idx`, batches trained never repeat; unlike `global_step`, they count while gradients accumulate.
+        counters = (batch_idx, dataloader_idx) if evaluates else (self.batches_trained(), 0)
+        return counter_noise(self.device, self.noise_seed(), stream, *counters, self.global_rank)
 
     def batches_trained(self) -> int:
         """Return how many training batches the run has completed, over all epochs and resumptions."""
         return 0 if self._trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
 
-    def on_fit_start(self) -> None:
-        """Forget the seed of an earlier run, unless one is being resumed."""
-        super().on_fit_start()
-        if self.trainer.ckpt_path is None:
-            self._seed = None
-
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Seed the noise of validation."""
-        self.seed_noise(1, batch_idx)
-
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Seed the noise of testing."""
-        self.seed_noise(2, batch_idx)
-
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Seed the noise of prediction."""
-        self.seed_noise(3, batch_idx)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the run's seed.
-
-        Args:
-            checkpoint: What is about to be saved.
-        """
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["noise_seed"] = self._run_seed()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the seed of the run that saved the checkpoint.
-
-        Args:
-            checkpoint: What was saved.
-        """
-        super().on_load_checkpoint(checkpoint)
-        self._seed = checkpoint.get("noise_seed")
-
-    def _run_seed(self) -> int:
-        if (chosen := os.environ.get("PL_GLOBAL_SEED")) is not None:
-            return int(chosen)
-        if self._seed is None:
-            drawn = int(torch.randint(2**63 - 1, ()))
-            self._seed = drawn if self._trainer is None else self.trainer.strategy.broadcast(drawn)
+    def noise_seed(self) -> int:
+        """Return the seed of the run's noise, the same on all processes."""
+        if self._seed is None or (self._seed_was_loaded and _seed_everything() is not None):
+            given = _seed_everything()
+            if given is None:
+                given = int(torch.randint(2**63 - 1, ()))
+            self._seed = given if self._trainer is None else self.trainer.strategy.broadcast(given)
+            self._seed_was_loaded = False
         return self._seed
+
+    def forget_seed(self) -> None:
+        """Take another seed when noise is next drawn, as a new run does."""
+        self._seed, self._seed_was_loaded = None, False
+
+    def load_seed(self, seed: int | None) -> None:
+        """Take up the seed of the run that saved a checkpoint."""
+        self._seed, self._seed_was_loaded = seed, seed is not None
+
+
+class EvaluationNoise(pl.Callback):
+    """Seeds the batches of evaluation of a `SeededModule`, and forgets the seed of earlier runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open = ExitStack()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the seed of an earlier run, unless one is being resumed; agree on it before a step needs it."""
+        if isinstance(pl_module, SeededModule) and trainer.ckpt_path is None:
+            pl_module.forget_seed()
+        self._agree(pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Agree on the seed before processes may differ in what they do."""
+        self._agree(pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Agree on the seed before processes may differ in what they do."""
+        self._agree(pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Agree on the seed before processes may differ in what they do."""
+        self._agree(pl_module)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Seed a batch."""
+        self._seed(pl_module, VALIDATE, *args)
+
+    def on_test_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Seed a batch."""
+        self._seed(pl_module, TEST, *args)
+
+    def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Seed a batch."""
+        self._seed(pl_module, PREDICT, *args)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Give the generators back."""
+        self._open.close()
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        """Give the generators back."""
+        self._open.close()
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        """Give the generators back."""
+        self._open.close()
+
+    def on_exception(self, *_: Any) -> None:
+        """Give the generators back."""
+        self._open.close()
+
+    def _agree(self, module: pl.LightningModule) -> None:
+        if isinstance(module, SeededModule):
+            module.noise_seed()
+
+    def _seed(
+        self, module: pl.LightningModule, stream: int, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._open.close()
+        if isinstance(module, SeededModule):
+            self._open.enter_context(module.noise(stream, batch_idx, dataloader_idx))
+
+
+def _seed_everything() -> int | None:
+    """The seed of Lightning's `seed_everything`; None if torch was not seeded by it, or was seeded again since."""
+    given = os.environ.get("PL_GLOBAL_SEED")
+    return int(given) if given is not None and int(given) == torch.initial_seed() else None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
@@ -60,14 +59,7 @@ class ToyModel(ExactProblem):
         num_latents: D.
         num_draws: Fresh estimates behind the logged statistics, at least 2.
         figure_every_n_epochs: Epochs between figures; 0 for none.
-        optimizer: See `EstimatorModule`, like all that follow.
-        surrogate_optimizer: For the estimator's own parameters.
-        lr_scheduler: For `optimizer`.
-        surrogate_lr_scheduler: For `surrogate_optimizer`.
-        lr_scheduler_interval: When both are stepped.
-        gradient_clip_val: Bound on the model's gradient.
-        gradient_clip_algorithm: What of it is bounded.
-        accumulate_grad_batches: Batches per step.
+        **training: Optimizers and their schedulers, see `EstimatorModule`.
 
     Raises:
         TypeError: The estimator does not support Bernoulli variables.
@@ -93,25 +85,9 @@ class ToyModel(ExactProblem):
         num_latents: int = 1,
         num_draws: int = 1000,
         figure_every_n_epochs: int = 10,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        surrogate_optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        surrogate_lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
-        accumulate_grad_batches: int = 1,
+        **training: Any,
     ) -> None:
-        super().__init__(
-            optimizer=optimizer,
-            surrogate_optimizer=surrogate_optimizer,
-            lr_scheduler=lr_scheduler,
-            surrogate_lr_scheduler=surrogate_lr_scheduler,
-            lr_scheduler_interval=lr_scheduler_interval,
-            gradient_clip_val=gradient_clip_val,
-            gradient_clip_algorithm=gradient_clip_algorithm,
-            accumulate_grad_batches=accumulate_grad_batches,
-        )
+        super().__init__(**training)
         for name, given, least in (
             ("num_latents", num_latents, 1),
             ("num_draws", num_draws, 2),

@@ -13,16 +13,18 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from closed_form import Coins, loader, score_moments
+from closed_form import TARGET, Coins, loader, score_moments
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from noisy import Noisy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.distributions import Bernoulli, Independent
 
+from lightning_estimators.baselines import NoBaseline
 from lightning_estimators.callbacks import GradientVariance, Reconstructions
 from lightning_estimators.distributions import distribution_parameters
-from lightning_estimators.estimators import REBAR
-from lightning_estimators.modules import DiscreteLatentModel
+from lightning_estimators.estimators import REBAR, REINFORCE
+from lightning_estimators.modules import DiscreteLatentModel, chain_optimizers
 
 IMAGES = torch.linspace(0, 1, 24 * 16).view(24, 1, 4, 4).sin().abs()
 
@@ -98,7 +100,8 @@ def test_equals_brute_force_over_repeated_backward():
     draws = {}
     for k in range(4):
         reference.zero_grad()
-        reference.seed_noise(4 + k, 0)
+        noise = reference.noise(4 + k)
+        noise.__enter__()
         seen = {}
 
         def remember(_, args, path, seen=seen):
@@ -107,8 +110,11 @@ def test_equals_brute_force_over_repeated_backward():
                 logits.retain_grad()
                 seen.setdefault(path, []).append(logits)
 
-        hooks = [e.register_forward_pre_hook(partial(remember, path=p)) for p, e in reference.estimators().items()]
+        hooks = [
+            e.register_forward_pre_hook(partial(remember, path=p)) for p, e in reference.gradient_estimators().items()
+        ]
         reference.loss(IMAGES).mean().backward()
+        noise.__exit__(None, None, None)
         for hook in hooks:
             hook.remove()
         for name, group in reference.parameter_groups().items():
@@ -147,7 +153,7 @@ def test_training_is_bit_identical(watcher, precision, tmp_path):
     for callbacks in ([], [watcher()]):
         torch.manual_seed(5)
         random.seed(5)
-        module = Noisy(accumulate_grad_batches=2)
+        module = Noisy()
         loggers = [CSVLogger(tmp_path, name=f"csv{len(callbacks)}"), TensorBoardLogger(tmp_path)]
         made = fit(
             module,
@@ -158,6 +164,7 @@ def test_training_is_bit_identical(watcher, precision, tmp_path):
             logger=loggers,
             limit_val_batches=2,
             num_sanity_val_steps=1,
+            accumulate_grad_batches=2,
         )
         optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in made.optimizers]
         logs = [{k: v for k, v in row.items() if not k.startswith("gradient/")} for row in rows(loggers[0])]
@@ -169,7 +176,7 @@ def test_training_is_bit_identical(watcher, precision, tmp_path):
             assert any(float(v or 0) > 0 for row in rows(loggers[0]) for k, v in row.items() if k.endswith("/variance"))
     without, with_callback = results
     assert isinstance(without[0], OrderedDict)
-    assert len(without[2]) > 12
+    assert len(without[2]) > 8
     assert_identical(without, with_callback)
 
 
@@ -228,11 +235,16 @@ def test_moments_equal_hand_computation():
     history = []
 
     class Watch(pl.Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):  # clipped by then
+            if pl_module.coins.grad is not None:
+                history.append(pl_module.coins.grad.clone().double())
+
+        def on_train_end(self, trainer, pl_module):
             history.append(pl_module.coins.grad.clone().double())
 
-    module = Coins(6, optimizer=partial(torch.optim.Adam, betas=(0.8, 0.95)), gradient_clip_val=0.5)
-    figures = fit(module, loader(6, 7), GradientVariance("moments"), Watch()).callback_metrics
+    module = Coins(6, optimizer=partial(torch.optim.Adam, betas=(0.8, 0.95)))
+    options = {"gradient_clip_val": 0.5}
+    figures = fit(module, loader(6, 7), GradientVariance("moments"), Watch(), **options).callback_metrics
     first, second = torch.zeros(6).double(), torch.zeros(6).double()
     for gradient in history:
         first = 0.8 * first + 0.2 * gradient
@@ -308,20 +320,52 @@ def test_moments_allow_any_surrogate_optimizer():
     assert figures["gradient/decoder/variance"] > 0
 
 
-def test_refuses_other_modules():
-    class Plain(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(1, 1)
+class Plain(pl.LightningModule):
+    """What somebody writes who has never seen EstimatorModule."""
 
-        def configure_optimizers(self):
-            return torch.optim.Adam(self.parameters())
+    def __init__(self, count):
+        super().__init__()
+        self.coins = nn.Parameter(torch.linspace(-2, 2, count))
+        self.score = REINFORCE(NoBaseline())
+        self.loss = nn.MSELoss()  # an attribute that many modules have
+        self.seen = 0
+
+    def training_step(self, batch, batch_idx):
+        self.seen += 1
+        q = Independent(Bernoulli(logits=self.coins[batch["index"], None]), 1)
+        loss = self.score(q, lambda b: (b - TARGET).square().sum(-1)).mean()
+        self.log("train/loss", loss)
+        return {"loss": loss}
+
+    def configure_optimizers(self):
+        return chain_optimizers(self)
+
+
+def test_a_plain_lightning_module_is_measured_as_well():
+    count, draws = 2000, 50
+    module = Plain(count)
+    _, variance = score_moments(module)
+    figures = fit(module, loader(count), GradientVariance(num_samples=draws)).callback_metrics
+    expected = variance.mean().item() / count**2
+    for group in ("coins", "logits/score"):
+        assert figures[f"gradient/{group}/variance"].item() == pytest.approx(expected, rel=0.05)
+    assert module.seen == 1  # the draws are no training steps
+    assert (
+        fit(Plain(4), loader(4), GradientVariance("moments"), max_epochs=2).callback_metrics["gradient/coins/snr"] > 0
+    )
+
+
+def test_refuses_modules_that_step_their_optimizers_themselves():
+    class Manual(Plain):
+        def __init__(self):
+            super().__init__(4)
+            self.automatic_optimization = False
 
         def training_step(self, batch, batch_idx):
             raise AssertionError("refused too late")
 
-    with pytest.raises(TypeError, match="EstimatorModule, got Plain"):
-        fit(Plain(), images(), GradientVariance())
+    with pytest.raises(TypeError, match=r"Manual.*automatic_optimization=False"):
+        fit(Manual(), loader(4), GradientVariance())
 
 
 @pytest.mark.parametrize(
@@ -359,10 +403,11 @@ def test_measures_in_the_precision_of_training():
 
 def test_batches_of_a_window_get_different_noise(tmp_path):
     logger = CSVLogger(tmp_path)
-    frozen = Coins(50, accumulate_grad_batches=3, optimizer=partial(torch.optim.SGD, lr=0.0))
-    fit(frozen, loader(50, 6), GradientVariance(num_samples=3), logger=logger, max_epochs=2)
+    frozen = Coins(50, optimizer=partial(torch.optim.SGD, lr=0.0))
+    options = {"logger": logger, "max_epochs": 2, "accumulate_grad_batches": 3}
+    fit(frozen, loader(50, 18), GradientVariance(num_samples=3), **options)
     figures = [row["gradient/coins/variance"] for row in rows(logger) if row["gradient/coins/variance"]]
-    assert len(figures) == 12
+    assert len(figures) == 12  # measured where a window ends
     assert len(set(figures)) == 12
 
 

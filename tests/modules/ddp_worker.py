@@ -52,10 +52,12 @@ def given_noise(rank, world_size):
 def gradients(name, rank, world_size, **options):
     """Gradients of three batches, the estimator's buffers, and the logged losses, under given noise."""
     torch.manual_seed(0)  # for networks that a baseline builds
-    module = Tiny(ESTIMATORS[name](), optimizer=SGD, surrogate_optimizer=SGD, **options)
+    module = Tiny(ESTIMATORS[name](), optimizer=SGD, surrogate_optimizer=SGD)
     seen, recorder, data = Gradients(), Recorder(), Rows(rows(batches=3), rank, world_size)
     distributed = {"strategy": "ddp", "devices": world_size} if world_size > 1 else {}
-    run = trainer(max_epochs=1, callbacks=[seen], logger=recorder, use_distributed_sampler=False, **distributed)
+    run = trainer(
+        max_epochs=1, callbacks=[seen], logger=recorder, use_distributed_sampler=False, **distributed, **options
+    )
     with given_noise(rank, world_size):
         run.fit(module, data)
     return {
@@ -101,8 +103,8 @@ def digits(folder, ckpt_path=None, **options):
 def accumulating(folder, ckpt_path=None, **options):
     """Stops in the middle of an accumulation window, where gradients are not yet shared."""
     pl.seed_everything(3, verbose=False)
-    module = Tiny(REBAR(), accumulate_grad_batches=3)
-    made = trainer(strategy="ddp", devices=2, use_distributed_sampler=False, **options)
+    module = Tiny(REBAR())
+    made = trainer(strategy="ddp", devices=2, use_distributed_sampler=False, accumulate_grad_batches=3, **options)
 
     class Save(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -125,7 +127,7 @@ def main(folder):
     torch.manual_seed(rank)  # the processes must agree on a seed all the same
     made = trainer(strategy="ddp", devices=2, max_epochs=1, use_distributed_sampler=False)
     made.fit(module, Rows(rows(), rank, 2))
-    seen["noise"], seen["seed"] = module.drawn, module._run_seed()
+    seen["noise"], seen["seed"] = module.drawn, module.noise_seed()
 
     seen["whole"] = digits(folder, max_steps=10)
     seen["cut"] = digits(folder, max_steps=4)

@@ -263,7 +263,7 @@ def test_every_layer_gets_its_own_copy_and_the_centred_input_as_context():
     x = images()
     model.loss(x)
     assert len({id(e) for e in [recorder, *model.expectation]}) == 3
-    assert list(model.estimators()) == ["expectation.0", "expectation.1"]
+    assert list(model.gradient_estimators()) == ["expectation.0", "expectation.1"]
     for estimator in model.expectation:
         torch.testing.assert_close(estimator.context, x.flatten(1) - model.data_mean)
     assert model.expectation[1].q.batch_shape == (1, 1, 2)

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning_estimators.baselines import MovingAverage
 from lightning_estimators.datamodules import Digits
 from lightning_estimators.estimators import REBAR, REINFORCE, RELAX
+from lightning_estimators.logged_steps import ends_accumulation_window
 from modules.tiny import Recorder, Rows, Tiny, rows, same, state, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -25,14 +26,16 @@ PLATEAU = functools.partial(ReduceLROnPlateau, monitor="val/loss", patience=0, f
 # Two epochs of five batches: by the step with two optimizers, by accumulation, by plateau, with running statistics.
 CASES = {
     "rebar": lambda: Tiny(REBAR(), lr_scheduler=STEP_LR, surrogate_lr_scheduler=STEP_LR, lr_scheduler_interval="step"),
-    "relax-by-epoch": lambda: Tiny(RELAX(), lr_scheduler=STEP_LR, gradient_clip_val=0.1),
+    "relax-by-epoch": lambda: Tiny(RELAX(), lr_scheduler=STEP_LR),
     "moving-average": lambda: Tiny(REINFORCE(MovingAverage())),
-    "accumulating": lambda: Tiny(REBAR(), accumulate_grad_batches=2, lr_scheduler=STEP_LR),
+    "accumulating": lambda: Tiny(REBAR(), lr_scheduler=STEP_LR),
     "plateau": lambda: Tiny(REBAR(), lr_scheduler=PLATEAU),
     "plateau-by-step": lambda: Tiny(
         REBAR(), lr_scheduler=functools.partial(ReduceLROnPlateau, monitor="train/loss"), lr_scheduler_interval="step"
     ),
 }
+
+TRAINER = {"relax-by-epoch": {"gradient_clip_val": 0.1}, "accumulating": {"accumulate_grad_batches": 2}}
 
 
 class Every(pl.callbacks.Checkpoint):  # so that it is called when ModelCheckpoint is
@@ -41,15 +44,15 @@ class Every(pl.callbacks.Checkpoint):  # so that it is called when ModelCheckpoi
     def __init__(self, folder):
         self.folder, self.saved = folder, []
 
-    def save(self, trainer, hook):
+    def save(self, trainer, hook, batch_logs=False):
         if not trainer.sanity_checking:
             path = self.folder / f"{len(self.saved)}-{hook}.ckpt"
             trainer.save_checkpoint(path)
             # What a batch logged is written after this hook: by the run that saved, not by the one that resumes.
-            self.saved.append((path, len(trainer.logger.logged) + (hook == "batch")))
+            self.saved.append((path, len(trainer.logger.logged) + batch_logs))
 
-    def on_train_batch_end(self, trainer, *_):
-        self.save(trainer, "batch")
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.save(trainer, "batch", batch_logs=ends_accumulation_window(trainer, batch_idx))
 
     def on_validation_end(self, trainer, *_):
         self.save(trainer, "validation")
@@ -71,6 +74,7 @@ def run(make, ckpt_path=None, callbacks=(), limits=(), **options):
 def test_resuming_from_any_checkpoint_changes_nothing(case, limits, tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
     make, every = CASES[case], Every(tmp_path)
+    limits = limits | TRAINER.get(case, {})
     final, recorder = run(make, callbacks=[every], limits=limits)
     assert len({path for path, _ in every.saved}) == len(every.saved) > 10
     for path, logged in every.saved:

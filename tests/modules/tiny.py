@@ -84,15 +84,16 @@ class Recorder(Logger):
 
 
 class Gradients(pl.Callback):
-    """Keeps the gradient of every parameter at every step of the model's optimizer."""
+    """Keeps the gradient of every parameter at every step, as the optimizers use it."""
 
     def __init__(self):
         self.steps = []
 
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        if optimizer is pl_module.optimizers(use_pl_optimizer=False) or optimizer is trainer.optimizers[0]:
-            grads = {n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None}
-            self.steps.append(grads)
+    def on_train_start(self, trainer, pl_module):
+        def keep(*_):  # after clipping, which comes after on_before_optimizer_step
+            self.steps.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+        trainer.optimizers[0].parts["model"].register_step_pre_hook(keep)
 
 
 def trainer(tmp_path=None, **options):
