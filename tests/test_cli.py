@@ -29,7 +29,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def learning_rates(cli, which=0):
-    return [group["lr"] for group in cli.trainer.optimizers[which].param_groups]
+    return [group["lr"] for group in list(cli.trainer.optimizers[0].parts.values())[which].param_groups]
 
 
 def refused(capsys, *args):
@@ -90,7 +90,7 @@ def test_short_names_and_their_options(data_root):
     assert cli.model.event_shapes == [(200,)]  # the class's own default, not that of the digits job
     assert isinstance(cli.model.expectation[0], Concrete)
     assert cli.model.expectation[0].log_temperature.exp().item() == pytest.approx(0.3)
-    assert isinstance(cli.trainer.optimizers[0], torch.optim.SGD)
+    assert isinstance(cli.trainer.optimizers[0].parts["model"], torch.optim.SGD)
     assert learning_rates(cli) == [0.2]
 
 
@@ -111,7 +111,7 @@ def test_a_class_that_replaces_another_gets_only_options_that_were_written():
     )
     estimator = cli.model.expectation[0]
     assert (estimator.log_temperature.exp().item(), estimator.log_temperature.requires_grad) == (0.25, False)
-    assert isinstance(cli.trainer.optimizers[0], torch.optim.SGD)
+    assert isinstance(cli.trainer.optimizers[0].parts["model"], torch.optim.SGD)
     assert learning_rates(cli) == [0.125]
     assert isinstance(cli.datamodule, Digits)
     assert (cli.datamodule.batch_size, cli.datamodule.binarization) == (30, "static")
@@ -358,7 +358,6 @@ def test_an_unwritable_folder_is_refused_before_training(capsys):
         (["fit", "--data.binarization", "dithered"], ["--data.binarization", "'dynamic'", "'none'", "'dithered'"]),
         (["fit", *SMALL, "--data", "MNIST"], ["MNIST", "train-images-idx3-ubyte", "--data.download", "--data.root"]),
         (["fit", "--config", "nowhere.yaml"], ["--config", "nowhere.yaml"]),
-        (["fit", *SMALL, "--trainer.gradient_clip_val", "1"], ["--model.gradient_clip_val"]),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
 )

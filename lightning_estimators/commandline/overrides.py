@@ -7,7 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from lightning_estimators.chained_optimizer import ChainedOptimizer
 from lightning_estimators.modules import EstimatorModule
+from lightning_estimators.modules.optimizers import PartScheduler
 
 __all__ = ["Overrides"]
 
@@ -59,8 +61,10 @@ class Overrides(pl.Callback):
         for name, value in self._settings.items():
             parameter = pl_module.get_parameter(name)
             parameter.data.copy_(value)
-        for name, optimizer in zip(_SCHEDULERS, trainer.optimizers, strict=False):
-            schedulers = [c.scheduler for c in trainer.lr_scheduler_configs if c.scheduler.optimizer is optimizer]
+        parts = trainer.optimizers[0].parts if isinstance(trainer.optimizers[0], ChainedOptimizer) else {}
+        configs = [c.scheduler for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, PartScheduler)]
+        for name, optimizer in zip(_SCHEDULERS, parts.values(), strict=False):
+            schedulers = [c.scheduler for c in configs if c.scheduler.optimizer is optimizer]
             for option, value in self.changed.get(name, {}).items():
                 for group in optimizer.param_groups:
                     if option == "lr" and group.get("initial_lr"):

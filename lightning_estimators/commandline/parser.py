@@ -140,8 +140,10 @@ def _class_names(path: str, classes: list[str]) -> list[str]:
         bases = (EstimatorModule if path == "model" else LightningDataModule,)
     elif classes or path.startswith("trainer."):
         owner = _load(classes[-1]) if classes else Trainer
-        hint = get_type_hints(owner.__init__).get(path.rpartition(".")[2])  # type: ignore[misc]
-        bases = tuple(_parts(hint))
+        name = path.rpartition(".")[2]
+        # What a constructor passes on as keywords is among the hints of a base class.
+        hints = (get_type_hints(cls.__init__).get(name) for cls in owner.__mro__)
+        bases = tuple(_parts(next((hint for hint in hints if hint is not None), None)))
     else:
         return []
     names: set[str] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +123,9 @@ class GradientEstimator(Configurable, nn.Module, ABC):
             ValueError: q is too large, f returns another shape, or needs no gradient where one is needed; or this is
                 called inside a cost of which a second derivative is taken (`is_twice_differentiable`).
         """
+        if torch.compiler.is_compiling():
+            # What an estimator does to f (derivatives inside derivatives) torch cannot compile; what is around it, it can.
+            return cast(Tensor, _run_eagerly(self, q, f, context))
         self.check(q)
         pathwise = self.is_pathwise(q)
         if is_differentiated_twice() and not self.is_twice_differentiable(q):
@@ -230,6 +233,11 @@ class GradientEstimator(Configurable, nn.Module, ABC):
                 f"{type(self).__name__}.estimate must return a value of shape (num_samples,) + batch_shape = "
                 f"{tuple(expected)}, got {tuple(estimate.value.shape)}."
             )
+
+
+@torch.compiler.disable
+def _run_eagerly(estimator: GradientEstimator, q: Distribution, f: Cost, context: Tensor | None) -> Tensor:
+    return estimator.forward(q, f, context)
 
 
 def check_temperature(estimator: GradientEstimator, temperature: float) -> None:
