@@ -142,7 +142,7 @@ def _class_names(path: str, classes: list[str]) -> list[str]:
         owner = _load(classes[-1]) if classes else Trainer
         name = path.rpartition(".")[2]
         # What a constructor passes on as keywords is among the hints of a base class.
-        hints = (get_type_hints(cls.__init__).get(name) for cls in owner.__mro__)
+        hints = (get_type_hints(cls.__init__).get(name) for cls in owner.__mro__)  # type: ignore[misc]
         bases = tuple(_parts(next((hint for hint in hints if hint is not None), None)))
     else:
         return []

@@ -124,7 +124,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
                 called inside a cost of which a second derivative is taken (`is_twice_differentiable`).
         """
         if torch.compiler.is_compiling():
-            # What an estimator does to f (derivatives inside derivatives) torch cannot compile; what is around it, it can.
+            # Derivatives inside derivatives are what torch cannot compile; what is around the estimator it can.
             return cast(Tensor, _run_eagerly(self, q, f, context))
         self.check(q)
         pathwise = self.is_pathwise(q)
@@ -235,7 +235,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
             )
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's has no types
 def _run_eagerly(estimator: GradientEstimator, q: Distribution, f: Cost, context: Tensor | None) -> Tensor:
     return estimator.forward(q, f, context)
 
