@@ -18,7 +18,7 @@ class ChainedOptimizer(Optimizer):
     A training loop that knows one optimizer (Lightning's automatic optimization, a gradient scaler, a learning-rate
     finder, a distributed checkpoint) works with it unchanged:
 
-    - `param_groups` lists the very dictionaries of the parts, in order, so that whoever changes a learning rate there
+    - `param_groups` lists the very dictionaries of the parts, in the order in which they were added, so that whoever changes a learning rate there
       changes it in the part. Each has a `name`: that of its part if the part has one group, otherwise
       `part/number` or, where the group had a name, `part/name`.
     - `state` is a view of the parts' states, and `state_dict()` has torch's standard form with the parameters numbered
@@ -63,18 +63,22 @@ class ChainedOptimizer(Optimizer):
         common = {name: v for name, v in first.defaults.items() if all(name in other.defaults for other in others)}
         super().__init__([{"params": []}], common)
         self.parts = parts
+        self._order = [name for name, part in parts.items() for _ in part.param_groups]  # whose each group is
         for name, part in parts.items():
             _name_groups(name, part)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all parts."""
-        return [group for part in self.parts.values() for group in part.param_groups]
+        """The groups of all parts, in the order in which they were added."""
+        groups = {name: iter(part.param_groups) for name, part in self.parts.items()}
+        ordered = [next(groups[name]) for name in self._order]
+        return ordered + [group for left in groups.values() for group in left]
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self._order = [self._part_of(group) for group in groups] if self.parts else []
         for name, part in self.parts.items():
-            part.param_groups = [group for group in groups if self._part_of(group) == name]
+            part.param_groups = [group for group, owner in zip(groups, self._order, strict=True) if owner == name]
 
     @property  # type: ignore[override]  # a dictionary in the base class
     def state(self) -> MutableMapping[Tensor, Any]:
@@ -127,20 +131,22 @@ class ChainedOptimizer(Optimizer):
         if added & {parameter for group in self.param_groups for parameter in group["params"]}:
             raise ValueError("expected a group of parameters that are in no part yet, got some that are.")
         name = self._part_of(param_group)
+        self._order = [self._part_of(group) for group in self.param_groups] + [name]
         self.parts[name].add_param_group(param_group)
         _name_groups(name, self.parts[name])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"parts": self.parts}
+        return {"parts": self.parts, "order": self._order}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take parts that were pickled or copied, or, as `load_state_dict` asks, the groups and states of all parts."""
         if "parts" in state:
             self.__init__(**state["parts"])  # type: ignore[misc]  # an unpickled object has not been built yet
+            self._order = state["order"]
             return
-        groups = list(state["param_groups"])
+        self._order = [self._part_of(group) for group in self.param_groups]
         for name, part in self.parts.items():
-            own, groups = groups[: len(part.param_groups)], groups[len(part.param_groups) :]
+            own = [group for group, owner in zip(state["param_groups"], self._order, strict=True) if owner == name]
             for before, group in zip(part.param_groups, own, strict=True):
                 group.setdefault("name", before["name"])  # a plain optimizer's groups have no names
             parameters = {parameter for group in own for parameter in group["params"]}

@@ -166,7 +166,8 @@ def test_groups_are_added_to_the_part_they_name():
     optimizer.add_param_group({"params": weights[1], "lr": 0.5})
     more = nn.Parameter(torch.zeros(4))
     optimizer.add_param_group({"params": [more], "name": "surrogate"})
-    assert [group["name"] for group in optimizer.param_groups] == ["model", "model/1", "surrogate", "surrogate/1"]
+    assert [group["name"] for group in optimizer.param_groups] == ["model", "surrogate", "model/1", "surrogate/1"]
+    assert [group["name"] for group in copy.deepcopy(optimizer).param_groups][-2:] == ["model/1", "surrogate/1"]
     assert optimizer.parts["model"].param_groups[1]["lr"] == 0.5
     assert optimizer.parts["surrogate"].param_groups[1]["params"] == [more]
     with pytest.raises(ValueError, match="in no part yet"):
