@@ -18,9 +18,9 @@ class ChainedOptimizer(Optimizer):
     A training loop that knows one optimizer (Lightning's automatic optimization, a gradient scaler, a learning-rate
     finder, a distributed checkpoint) works with it unchanged:
 
-    - `param_groups` lists the very dictionaries of the parts, in the order in which they were added, so that whoever changes a learning rate there
-      changes it in the part. Each has a `name`: that of its part if the part has one group, otherwise
-      `part/number` or, where the group had a name, `part/name`.
+    - `param_groups` lists the very dictionaries of the parts, in the order in which they were added, so that whoever
+      changes a learning rate there changes it in the part. Each has a `name`: that of its part if the part has one
+      group, otherwise `part/number` or, where the group had a name, `part/name`.
     - `state` is a view of the parts' states, and `state_dict()` has torch's standard form with the parameters numbered
       through, so that it can be exchanged with one plain optimizer that has the same groups.
     - `step(closure)` evaluates the closure once, then steps every part without it. Under a `torch.amp.GradScaler` one

@@ -1,4 +1,4 @@
-"""Options and callbacks of Lightning's Trainer, on a subclass of EstimatorModule and on a LightningModule of one's own."""
+"""Options and callbacks of Lightning's Trainer, on a subclass of EstimatorModule and on a plain LightningModule."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ def test_optimizer_states_that_are_not_finite_are_not_saved(tmp_path):
     run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
     with torch.no_grad():
         module.decoder.bias[0] = torch.nan
-    with pytest.raises(FloatingPointError, match="decoder.bias not finite"):
+    with pytest.raises(FloatingPointError, match=r"decoder\.bias not finite"):
         run.save_checkpoint(tmp_path / "more.ckpt", weights_only=True)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.ckpt"]
 
