@@ -20,7 +20,8 @@ class ExactResume(pl.Callback):
 
     Lightning's checkpoints hold weights, optimizers, schedulers, counters and the state of the data loader. This adds:
 
-    - An epoch that `max_steps` cut short is not counted as finished, so that the continued run trains the rest of it.
+    - An epoch that `max_steps` cut short is not counted as finished, and one that follows a resumed one is counted as
+      begun, so that a run that is continued again and again trains every batch once.
     - A scheduler that watches a metric steps after the checkpoint was saved, and Lightning leaves that step out in the
       continued run, or repeats it. Here it is done once.
     - The gradients of an unfinished accumulation window, each process's own (not where weights are sharded; a warning
@@ -78,10 +79,13 @@ class ExactResume(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what a continued run needs."""
-        if self._finished is not None and not _epoch_ends(trainer):
+        if self._finished is not None:
             epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
             for counts, finished in zip((epochs["total"], epochs["current"]), self._finished, strict=True):
-                counts["processed"] = counts["completed"] = finished
+                # A run that was resumed at the end of an epoch does not count the next one as begun.
+                counts["ready"] = counts["started"] = finished + 1
+                if not _epoch_ends(trainer):
+                    counts["processed"] = counts["completed"] = finished
         configs = trainer.lr_scheduler_configs
         watching = [index for index, config in enumerate(configs) if config.reduce_on_plateau]
         stepped = [

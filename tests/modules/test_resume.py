@@ -153,3 +153,37 @@ digits(pathlib.Path({str(tmp_path / "cut")!r}), callbacks=[Dies(9, lambda: os.ki
     resumed, later = digits(tmp_path / "cut", ckpt_path=tmp_path / "cut" / "last.ckpt")
     assert same(resumed, final)
     assert later.logged == recorder.since(8)
+
+
+class Counted(pl.Callback):
+    def __init__(self):
+        self.batches = 0
+
+    def on_train_batch_end(self, *_):
+        self.batches += 1
+
+
+@pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 6}], ids=["epochs", "steps"])
+@pytest.mark.parametrize("validates", [False, True], ids=["training", "validating"])
+def test_chains_of_resumed_runs_train_every_batch_once(tmp_path, validates, limits):
+    """From every batch, and then from every batch of that run: three epochs of two batches."""
+
+    def go(folder, path=None):
+        pl.seed_everything(11, verbose=False)
+        module, counted = Tiny(REBAR(), features=64), Counted()
+        saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        options = {"callbacks": [saving, counted], "enable_checkpointing": True, "limit_val_batches": int(validates)}
+        made = trainer(**options, **limits)
+        made.fit(module, datamodule=Digits(batch_size=720), ckpt_path=path)
+        return state(module), counted.batches, made.current_epoch
+
+    final, batches, epochs = go(tmp_path / "whole")
+    assert (batches, epochs) == (6, 3)
+    for first in range(1, 7):
+        once = go(tmp_path / f"{first}", tmp_path / "whole" / f"step={first}.ckpt")
+        assert once[1] == 6 - first
+        assert same(once[0], final)
+        for second in range(first + 1, 7):
+            twice = go(tmp_path / f"{first}-{second}", tmp_path / f"{first}" / f"step={second}.ckpt")
+            assert twice[1] == 6 - second, (first, second)
+            assert same(twice[0], final), (first, second)
