@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_estimators.model_parts import gradient_estimators
@@ -67,7 +68,10 @@ class FiniteTraining(pl.Callback):
         parameters = (p for group in optimizer.param_groups for p in group["params"])
         gradients = [] if scaled else [p.grad for p in parameters if p.grad is not None]
         costs: Tensor | None = getattr(pl_module, "latest_costs", None)
-        finite = sum_of_squares(gradients).isfinite()
+        squares = sum_of_squares(gradients)
+        if any(isinstance(gradient, DTensor) for gradient in gradients):  # each process has seen its shards
+            squares = trainer.strategy.reduce(squares, reduce_op="mean")
+        finite = squares.isfinite()
         if costs is not None:
             # All processes must raise or none, and one may have costs that are not finite where gradients are.
             loss = trainer.strategy.reduce(costs.float().mean(), reduce_op="mean")
@@ -167,28 +171,31 @@ class _LateVerdict:
 
 
 def sum_of_squares(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the sum of the squares of all entries, 0-d, up to a positive factor; not finite if any entry is not."""
-    dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
+    """Return the sum of the squares of all entries on this process, or its root, 0-d; not finite if an entry is not."""
+    dense = [_local(tensor.coalesce().values() if tensor.is_sparse else tensor) for tensor in tensors]
     dense = [tensor for tensor in dense if tensor.numel()]
     if not dense:
         return torch.zeros(())
-    if all(type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" for tensor in dense):
+    if all(tensor.device.type == "cpu" for tensor in dense):
         # There the norm takes ten times as long, a fifth of a small step.
         flat = [tensor.detach().reshape(-1) for tensor in dense]
         return torch.stack([torch.vdot(t, t).real if t.is_complex() else torch.dot(t, t) for t in flat]).sum()
-    total = torch.nn.utils.get_total_norm(dense, norm_type=2.0)
-    return total.full_tensor() if hasattr(total, "full_tensor") else total  # sharded gradients have a sharded norm
+    return torch.nn.utils.get_total_norm(dense, norm_type=2.0)
 
 
 def nonfinite_names(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the tensors that hold infinities or NaN."""
-    floating = {name: tensor.detach() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    floating = {name: _local(tensor.detach()) for name, tensor in tensors.items() if tensor.is_floating_point()}
     return [name for name, tensor in floating.items() if not sum_is_finite(tensor)]
 
 
 def sum_is_finite(tensor: Tensor) -> bool:
     """Return whether all entries are finite: looked at one by one only where their sum is not."""
     return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _statistics(module: pl.LightningModule) -> dict[str, Tensor]:

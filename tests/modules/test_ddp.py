@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from modules.ddp_worker import ESTIMATORS, gradients
+from modules.processes import start_two
 from modules.tiny import same
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -20,27 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What the two processes saw."""
-    folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("ddp_worker.py")), str(folder)],
-            env=os.environ | shared | {"LOCAL_RANK": str(rank), "NODE_RANK": "0"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=180)[0].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all((folder / f"rank{rank}.pt").exists() for rank in range(2)), "\n".join(outputs)[-5000:]
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return start_two("ddp_worker.py", tmp_path_factory.mktemp("ddp"))
 
 
 def largest_difference(steps, others):

@@ -1,0 +1,63 @@
+"""Parameters that stay whole where others are sharded."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from lightning_estimators.model_parts import gradient_estimators
+
+__all__ = ["AverageWholeParameters"]
+
+
+class AverageWholeParameters(pl.Callback):
+    """Averages over processes the gradients of parameters that are not sharded, where others are.
+
+    Under Lightning's `ModelParallelStrategy` the module's `configure_model` shards what is large by torch's
+    `fully_shard`, which averages the gradients of what it shards and of nothing else. Single numbers (a temperature,
+    the scale of a control variate) it refuses, and estimators are best left whole: without this, every process would
+    train its own.
+
+    What an estimator learns must stay whole. `REBAR` and `RelaxedREBAR` learn by a second derivative of the cost, which
+    torch cannot take through sharded weights: they are refused where anything of the model is sharded.
+
+    Every `EstimatorModule` has one; give it to the Trainer for a LightningModule that is none.
+
+    Raises:
+        ValueError: At the start of training, naming the estimator and what works instead.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse what torch cannot do."""
+        sharded = {parameter for parameter in pl_module.parameters() if isinstance(parameter, DTensor)}
+        for path, estimator in gradient_estimators(pl_module).items():
+            own = {parameter for parameter in estimator.parameters() if parameter.requires_grad}
+            name = type(estimator).__name__
+            if own & sharded:
+                raise ValueError(
+                    f"the parameters of {path} ({name}) are sharded, but what an estimator learns has a gradient of its "
+                    "own, which torch's fully_shard does not see. Shard the model's networks and leave the estimator "
+                    "whole: its gradients are averaged over processes."
+                )
+            if sharded and own and estimator.needs_gradient and estimator.learns_variance:
+                raise ValueError(
+                    f"{path} ({name}) learns by the derivative of the gradient of the cost, which torch cannot take "
+                    f"through sharded weights. Use {name} without learned parameters, or RELAX, REINFORCE, "
+                    'StochasticBackprop or Concrete; or strategy="ddp", which shards nothing.'
+                )
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Average them."""
+        if not isinstance(trainer.strategy, ModelParallelStrategy):
+            return
+        mesh = trainer.strategy.device_mesh["data_parallel"]
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and not isinstance(parameter, DTensor):
+                    dist.all_reduce(parameter.grad, group=mesh.get_group())
+                    parameter.grad /= mesh.size()
