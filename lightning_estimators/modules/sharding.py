@@ -38,9 +38,9 @@ class AverageWholeParameters(pl.Callback):
             name = type(estimator).__name__
             if own & sharded:
                 raise ValueError(
-                    f"the parameters of {path} ({name}) are sharded, but what an estimator learns has a gradient of its "
-                    "own, which torch's fully_shard does not see. Shard the model's networks and leave the estimator "
-                    "whole: its gradients are averaged over processes."
+                    f"the parameters of {path} ({name}) are sharded, but what an estimator learns has a gradient of "
+                    "its own, which torch's fully_shard does not see. Shard the model's networks, and leave the "
+                    "estimator whole: its gradients are averaged over processes."
                 )
             if sharded and own and estimator.needs_gradient and estimator.learns_variance:
                 raise ValueError(

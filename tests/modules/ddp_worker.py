@@ -90,11 +90,11 @@ class Bad(Tiny):
         return costs
 
 
-def digits(folder, ckpt_path=None, **options):
+def digits(folder, ckpt_path=None, devices=2, **options):
     pl.seed_everything(3, verbose=False)
     module = Tiny(RELAX(), features=64)
     recorder = Recorder()
-    made = trainer(strategy="ddp", devices=2, logger=recorder, **options)
+    made = trainer(strategy="ddp", devices=devices, logger=recorder, **options)
     made.fit(module, datamodule=Digits(batch_size=100), ckpt_path=ckpt_path)
     made.save_checkpoint(folder / f"digits-{made.global_step}.ckpt")
     return {"state": state(module), "logged": recorder.logged}
@@ -144,5 +144,15 @@ def main(folder):
     torch.save(seen, folder / f"rank{rank}.pt")
 
 
+def main_on_two_nodes(folder):
+    """Train, and resume, as one of two nodes with one process each."""
+    warnings.simplefilter("ignore")
+    folder = Path(folder)
+    nodes = {"devices": 1, "num_nodes": 2}
+    digits(folder, max_steps=4, **nodes)
+    seen = digits(folder, folder / "digits-4.ckpt", max_steps=10, **nodes)
+    torch.save(seen, folder / f"rank{os.environ['RANK']}.pt")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main_on_two_nodes(sys.argv[2]) if sys.argv[1] == "two-nodes" else main(sys.argv[1])

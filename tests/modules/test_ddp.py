@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modules.ddp_worker import ESTIMATORS, gradients
-from modules.processes import start_two
+from modules.processes import start_two, start_two_nodes
 from modules.tiny import same
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -76,6 +76,12 @@ def test_resuming_in_the_middle_of_an_accumulation_window_changes_nothing(ranks)
     for rank in ranks:
         assert rank["window-whole"]["steps"] == rank["window-resumed"]["steps"] == 4
         assert same(rank["window-resumed"]["state"], rank["window-whole"]["state"])
+
+
+def test_two_nodes_train_and_resume_as_two_processes_on_one_node_do(ranks, tmp_path):
+    """Two agents of torchrun on the loopback address, each a node with one process."""
+    for rank, node in zip(ranks, start_two_nodes("ddp_worker.py", "two-nodes", tmp_path), strict=True):
+        assert same(node["state"], rank["whole"]["state"])
 
 
 def test_one_process_that_is_not_finite_stops_all_before_the_step(ranks):

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.distributions import Bernoulli, Independent
@@ -451,3 +452,25 @@ def test_manual_seed_changes_the_noise_and_repeats_it():
 
     assert same(train(1), train(1))
     assert not same(train(1), train(2))
+
+
+@pytest.mark.parametrize("make", [REINFORCE, REBAR, RELAX])
+def test_half_precision_with_a_scaler_gives_the_gradients_of_full_precision(make):
+    """16-mixed on the CPU: the scaler starts so high that it has to skip steps, and does so for both parts."""
+
+    def train(**options):
+        torch.manual_seed(0)
+        seen, module = Gradients(), Tiny(make(), optimizer=SGD, surrogate_optimizer=SGD)
+        fit(module, max_steps=6, callbacks=[seen], **options)
+        return seen.steps, module
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    half, _ = train(plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    full, _ = train()
+    for name, gradient in full[0].items():
+        difference = (half[0][name] - gradient).norm() / gradient.norm().clamp_min(1e-3)
+        assert difference < 0.01, name
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-18)
+    steps, module = train(plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert 0 < len(steps) < 6  # some were skipped
+    assert all(p.isfinite().all() for p in module.parameters())
