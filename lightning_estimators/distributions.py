@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import (
     Bernoulli,
     Beta,
-    Categorical,
     Dirichlet,
     Distribution,
+    Gamma,
     Independent,
     MultivariateNormal,
     OneHotCategorical,
@@ -20,16 +20,17 @@ from torch.distributions import (
 )
 
 from lightning_estimators.noise import uniform
+from lightning_estimators.private_api import has_probabilities, unvalidated_one_hot_categorical
 
 __all__ = [
     "Delta",
     "base_distribution",
     "distribution_parameters",
     "log_gamma_sample",
-    "one_hot_categorical",
     "probabilities",
     "rebuild",
     "sample",
+    "standard_gamma",
 ]
 
 
@@ -69,7 +70,7 @@ def rebuild(q: Distribution, parameters: Mapping[str, Tensor]) -> Distribution:
         inner = rebuild(q.base_dist, parameters)
         return Independent(inner, q.reinterpreted_batch_ndims, validate_args=False)
     if type(q) is OneHotCategorical:
-        return one_hot_categorical(parameters["logits"])
+        return unvalidated_one_hot_categorical(parameters["logits"])
     try:
         return type(q)(**dict(parameters), validate_args=False)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
@@ -79,21 +80,13 @@ def rebuild(q: Distribution, parameters: Mapping[str, Tensor]) -> Distribution:
         ) from error
 
 
-def one_hot_categorical(logits: Tensor) -> OneHotCategorical:
-    """Return the distribution without validation, which torch's constructor cannot be told to leave out."""
-    q = OneHotCategorical.__new__(OneHotCategorical)
-    q._categorical = Categorical(logits=logits, validate_args=False)
-    Distribution.__init__(q, logits.shape[:-1], logits.shape[-1:], validate_args=False)
-    return q
-
-
 def probabilities(q: Distribution) -> Tensor:
     """Return what `q.mean` is for Bernoulli and one-hot categorical variables, attached.
 
     The exponential of logits, which torch keeps normalised, is several times faster than its softmax of them.
     """
     base = base_distribution(q)
-    if isinstance(base, OneHotCategorical) and "probs" not in vars(base._categorical):  # neither given nor worked out
+    if isinstance(base, OneHotCategorical) and not has_probabilities(base):
         return base.logits.exp()
     return base.mean
 
@@ -134,7 +127,12 @@ def log_gamma_sample(shape: Tensor, u: Tensor) -> Tensor:
         shape: a.
         u: U(0, 1) noise.
     """
-    return torch._standard_gamma(shape + 1).log() + u.log() / shape
+    return standard_gamma(shape + 1).log() + u.log() / shape
+
+
+def standard_gamma(shape: Tensor) -> Tensor:
+    """Draw g ~ Γ(shape, 1), without gradient; the smallest positive number of the dtype where g underflows."""
+    return Gamma(shape, torch.ones_like(shape), validate_args=False).sample()
 
 
 def _log_gammas(q: Distribution, shape: Tensor) -> Tensor:

@@ -16,14 +16,14 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-__all__ = ["CommonNoise", "period", "replaying", "together", "uniform"]
+__all__ = ["CommonNoise", "current_scope", "is_replaying", "replay_scope", "uniform"]
 
 # Batch axes along which noise is drawn once, each named by how many batch axes stand to its right
 # (inner estimators add axes on the left only, so that count is the same at every depth).
 _shared_axes: ContextVar[tuple[int, ...]] = ContextVar("shared_axes", default=())
 
-_periods = itertools.count(1)
-_period: ContextVar[int | None] = ContextVar("period", default=None)
+_scope_numbers = itertools.count(1)
+_current_scope: ContextVar[int | None] = ContextVar("current_scope", default=None)
 
 
 def uniform(
@@ -49,31 +49,35 @@ def uniform(
     return torch.rand(drawn, dtype=dtype, device=device).clamp_min_(torch.finfo(dtype).tiny).expand(full)
 
 
-def replaying() -> bool:
-    """Whether noise that was used before is being drawn again, so that past costs are not independent of it."""
+def is_replaying() -> bool:
+    """Whether the noise drawn now has been drawn before, so that it is not independent of costs already seen.
+
+    A baseline that averages past costs must then use the average from before the current `replay_scope`.
+    """
     return bool(_shared_axes.get())
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Make one period of all that runs inside: noise drawn there may be drawn again there, and nowhere else.
+def replay_scope() -> Iterator[None]:
+    """Mark the stretch of code within which noise may be replayed; also usable as a decorator.
 
-    Every call of an estimator is one, with the calls inside its cost; also a decorator.
+    Noise that is drawn inside the scope may be drawn again inside it, and nowhere else. Every call of an estimator is
+    such a scope, together with the calls of other estimators inside its cost. Scopes that are nested count as one.
     """
-    token = _period.set(period())
+    token = _current_scope.set(current_scope())
     try:
         yield
     finally:
-        _period.reset(token)
+        _current_scope.reset(token)
 
 
-def period() -> int:
-    """Return the number of the period that is running, or of a new one outside of any.
+def current_scope() -> int:
+    """Return the number of the running `replay_scope`, or a number never used before when none is running.
 
-    What was learned of costs before a period is independent of all noise that is replayed in it.
+    Statistics of costs that were gathered before a scope began are independent of all noise replayed inside it.
     """
-    now = _period.get()
-    return next(_periods) if now is None else now
+    running = _current_scope.get()
+    return next(_scope_numbers) if running is None else running
 
 
 class CommonNoise:

@@ -5,9 +5,62 @@ Each function has a test that fails in words when the library changes it.
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["set_logged_step"]
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, OneHotCategorical
+
+if TYPE_CHECKING:  # estimators import this module, and they import torch only
+    import lightning.pytorch as pl
+
+__all__ = [
+    "has_probabilities",
+    "is_compilation_disabled",
+    "mark_compiled_sizes",
+    "set_logged_step",
+    "unvalidated_one_hot_categorical",
+]
+
+
+def unvalidated_one_hot_categorical(logits: Tensor) -> OneHotCategorical:
+    """Return a `OneHotCategorical` whose parameters were not validated.
+
+    Its constructor validates them whatever `validate_args` says, because the `Categorical` that it builds inside is not
+    told; on a GPU that is a synchronisation at every call.
+
+    Args:
+        logits: Unnormalised log probabilities, shape `batch_shape + (categories,)`.
+    """
+    q = OneHotCategorical.__new__(OneHotCategorical)
+    q._categorical = Categorical(logits=logits, validate_args=False)
+    Distribution.__init__(q, logits.shape[:-1], logits.shape[-1:], validate_args=False)
+    return q
+
+
+def has_probabilities(q: OneHotCategorical) -> bool:
+    """Whether q was built from probabilities, or has computed its probabilities from logits before and kept them."""
+    return "probs" in vars(q._categorical)
+
+
+def mark_compiled_sizes(argument: Tensor, dynamic: Sequence[int]) -> None:
+    """Tell `torch.compile` which sizes of an argument vary from call to call, and to compile in all others.
+
+    Args:
+        argument: What the compiled function will be called with.
+        dynamic: Axes whose sizes vary, if they are not 1.
+    """
+    for axis, size in enumerate(argument.shape):
+        if axis in dynamic and size > 1:
+            torch._dynamo.mark_dynamic(argument, axis)
+        else:
+            torch._dynamo.mark_static(argument, axis)
+
+
+def is_compilation_disabled() -> bool:
+    """Whether `torch.compile` returns functions as they are, as it does when TORCH_COMPILE_DISABLE is set."""
+    return bool(torch._dynamo.config.disable)
 
 
 def set_logged_step(trainer: pl.Trainer, step: int) -> None:

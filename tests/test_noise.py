@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lightning_estimators.noise import CommonNoise, replaying, uniform
+from lightning_estimators.noise import CommonNoise, is_replaying, uniform
 
 CPU = torch.device("cpu")
 
@@ -69,16 +69,16 @@ def test_axes_outside_the_batch_are_not_shared():
 
 def test_replaying_says_so_and_ends_with_the_context_even_by_an_error():
     noise = CommonNoise(CPU)
-    assert not replaying()
+    assert not is_replaying()
 
     def fail():
         with noise.replay(new_axis=1):
-            assert replaying()
+            assert is_replaying()
             raise RuntimeError("in f")
 
     with pytest.raises(RuntimeError, match="in f"):
         fail()
-    assert not replaying()
+    assert not is_replaying()
     assert draw(2, 5).unique().numel() == 10
 
 

@@ -1,8 +1,13 @@
 """Each private access to another library still means what the package takes it for."""
 
+import warnings
+
 import lightning.pytorch as pl
+import pytest
+import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers.logger import Logger
+from torch.distributions import OneHotCategorical
 
 from lightning_estimators import private_api
 
@@ -36,3 +41,85 @@ def test_the_step_of_loggers_can_be_set():
         "Lightning no longer places what is logged by FitLoop.epoch_loop._batches_that_stepped: find what it uses "
         "instead, and change private_api.set_logged_step"
     )
+
+
+def test_a_one_hot_categorical_can_be_built_without_validation():
+    logits = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]])
+    found, expected = private_api.unvalidated_one_hot_categorical(logits), OneHotCategorical(logits=logits)
+    z = torch.eye(3)[[0, 2]]
+    same = (
+        found.batch_shape == expected.batch_shape
+        and found.event_shape == expected.event_shape
+        and torch.equal(found.log_prob(z), expected.log_prob(z))
+        and torch.equal(found.mean, expected.mean)
+        and torch.equal(found.logits, expected.logits)
+        and torch.equal(found.entropy(), expected.entropy())
+    )
+    assert same, (
+        "a OneHotCategorical is no longer a Categorical in the attribute _categorical, with a batch_shape and an "
+        "event_shape: see what its constructor sets now, and change private_api.unvalidated_one_hot_categorical"
+    )
+    try:
+        private_api.unvalidated_one_hot_categorical(torch.full((2,), torch.nan))
+    except ValueError:
+        pytest.fail("torch now validates the parameters in private_api.unvalidated_one_hot_categorical: find where")
+    try:
+        OneHotCategorical(logits=torch.full((2,), torch.nan), validate_args=False)
+    except ValueError:
+        return
+    pytest.fail(
+        "torch now honours OneHotCategorical(validate_args=False): "
+        "use it, and delete private_api.unvalidated_one_hot_categorical"
+    )
+
+
+def test_probabilities_that_are_known_can_be_told_from_those_to_be_computed():
+    logits, probs = torch.zeros(2, 3), torch.full((2, 3), 1 / 3)
+    computed = private_api.unvalidated_one_hot_categorical(logits)
+    before = private_api.has_probabilities(computed)
+    assert computed.probs.shape == logits.shape
+    found = (before, private_api.has_probabilities(computed), private_api.has_probabilities(OneHotCategorical(probs)))
+    assert found == (False, True, True), (
+        "OneHotCategorical no longer keeps its probabilities as `probs` in the dictionary of its _categorical: "
+        "find where they are kept, and change private_api.has_probabilities"
+    )
+
+
+def test_one_compilation_serves_all_sizes_of_a_marked_axis():
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    doubled = torch.compile(lambda x: 2 * x, backend=backend)
+    for rows, columns in ((3, 4), (5, 4), (6, 4), (6, 7), (8, 9)):
+        x = torch.ones(rows, columns)
+        private_api.mark_compiled_sizes(x, dynamic=[0])
+        doubled(x)
+    torch.compiler.reset()
+    assert len(compiled) == 3, (
+        "torch._dynamo.mark_dynamic and mark_static no longer decide for which sizes torch.compile compiles anew "
+        f"({len(compiled)} compilations, 3 expected): find what does, and change private_api.mark_compiled_sizes"
+    )
+
+
+def test_disabled_compilation_is_noticed():
+    def compiles():
+        called = []
+        torch.compiler.reset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.compile(lambda x: x + 1, backend=lambda graph, _: called.append(1) or graph.forward)(torch.ones(2))
+        torch.compiler.reset()
+        return bool(called)
+
+    words = (
+        "torch._dynamo.config.disable no longer says whether torch.compile compiles: find what does, and change "
+        "private_api.is_compilation_disabled"
+    )
+    assert private_api.is_compilation_disabled() is not compiles(), words
+    with torch._dynamo.config.patch(disable=True):
+        assert private_api.is_compilation_disabled(), words
+        assert not compiles(), words

@@ -148,21 +148,25 @@ class HidesSetting(REINFORCE):
 
 
 class FollowsSign(REBAR):
-    """Adds its control loss to the value, so that own parameters follow the sign of the loss."""
+    """Adds its surrogate loss to the value, so that own parameters follow the sign of the loss."""
 
     def estimate(self, q, leaves, f, context):
         estimate = super().estimate(q, leaves, f, context)
-        if estimate.control is None:
+        if estimate.surrogate_loss is None:
             return estimate
-        return replace(estimate, value=estimate.value + estimate.control - estimate.control.detach())
+        return replace(estimate, value=estimate.value + estimate.surrogate_loss - estimate.surrogate_loss.detach())
 
 
 class MinimisesAnotherCost(REBAR):
-    """Its control is not the variance, but half of it."""
+    """Its surrogate loss is not the variance, but half of it."""
 
     def estimate(self, q, leaves, f, context):
         estimate = super().estimate(q, leaves, f, context)
-        return estimate if estimate.control is None else replace(estimate, control=0.5 * estimate.control)
+        return (
+            estimate
+            if estimate.surrogate_loss is None
+            else replace(estimate, surrogate_loss=0.5 * estimate.surrogate_loss)
+        )
 
 
 class MaximisesVariance(REBAR):
@@ -170,7 +174,9 @@ class MaximisesVariance(REBAR):
 
     def estimate(self, q, leaves, f, context):
         estimate = super().estimate(q, leaves, f, context)
-        return estimate if estimate.control is None else replace(estimate, control=-estimate.control)
+        return (
+            estimate if estimate.surrogate_loss is None else replace(estimate, surrogate_loss=-estimate.surrogate_loss)
+        )
 
 
 class LeavesParameterOut(RELAX):
@@ -194,7 +200,7 @@ BROKEN = {
     "overflows": (OverflowsWhenSaturated, "saturated"),
     "forgets state": (ForgetsState, "copies"),
     "hides a setting": (HidesSetting, "copies"),
-    "follows the sign": (FollowsSign, "deposit"),
+    "follows the sign": (FollowsSign, "surrogate gradient"),
     "minimises another cost": (MinimisesAnotherCost, "variance gradient"),
     "maximises the variance": (MaximisesVariance, "training"),
     "leaves a parameter out": (LeavesParameterOut, "reach"),

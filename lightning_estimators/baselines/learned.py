@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_estimators.baselines.base import Baseline, average_over_ranks
-from lightning_estimators.noise import period, replaying
+from lightning_estimators.noise import current_scope, is_replaying
 
 __all__ = ["LearnedBaseline"]
 
@@ -59,7 +59,7 @@ class LearnedBaseline(Baseline):
         for name in ("average", "variance", "started"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("previous", torch.zeros(()), persistent=False)
-        self.period = 0
+        self.scope = 0
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
@@ -91,15 +91,16 @@ class LearnedBaseline(Baseline):
             )
         residual = cost - prediction.to(cost.dtype)
         # Noise that is drawn again by an enclosing control variate has already entered the average: use the one before.
-        again = self.training and replaying()
+        again = self.training and is_replaying()
         error = residual - (self.previous if again else self.average).to(cost.dtype)
         signal = error.detach()
         if self.normalize:
             signal = signal / self.variance.to(cost.dtype).sqrt().clamp_min(1.0)
         if self.training and not again:
-            if (now := period()) != self.period:  # calls that may be replayed together meet the average from before all
+            # One control variate may replay all calls of a scope: remember the average from before them.
+            if (now := current_scope()) != self.scope:
                 self.previous.copy_(self.average)
-                self.period = now
+                self.scope = now
             # After use: what is subtracted above knows only past costs.
             moments = torch.stack([residual.detach().mean(), error.detach().square().mean()])
             mean, square = average_over_ranks(moments).to(self.average.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_estimators.baselines.base import Baseline, average_over_ranks
-from lightning_estimators.noise import period, replaying
+from lightning_estimators.noise import current_scope, is_replaying
 
 __all__ = ["MovingAverage"]
 
@@ -45,16 +45,17 @@ class MovingAverage(Baseline):
         self.register_buffer("average", torch.zeros(()))
         self.register_buffer("started", torch.zeros(()))
         self.register_buffer("previous", torch.zeros(()), persistent=False)
-        self.period = 0
+        self.scope = 0
 
     def forward(self, cost: Tensor, context: Tensor | None) -> tuple[Tensor, None]:
         """Return the cost less the average of past costs, then take the current ones in."""
-        again = self.training and replaying()
+        again = self.training and is_replaying()
         signal = cost - (self.previous if again else self.average).to(cost.dtype)
         if self.training and not again:
-            if (now := period()) != self.period:  # calls that may be replayed together meet the average from before all
+            # One control variate may replay all calls of a scope: remember the average from before them.
+            if (now := current_scope()) != self.scope:
                 self.previous.copy_(self.average)
-                self.period = now
+                self.scope = now
             current = average_over_ranks(cost.mean()).to(self.average.dtype)
             # `started` is 0 at the first call, so that the average jumps to the first costs; no branch, no host sync.
             keep = self.decay * self.started

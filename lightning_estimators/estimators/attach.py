@@ -1,4 +1,4 @@
-"""Gradients that are given as numbers: of a value, and of what an estimator learns."""
+"""Attach to a value gradients that were computed beforehand, and the loss of an estimator's own parameters."""
 
 from __future__ import annotations
 
@@ -10,35 +10,40 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["attach", "deposit"]
+__all__ = ["attach_gradients", "attach_surrogate_loss"]
 
 
-def attach(value: Tensor, gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """Return the value with given numbers as its gradient in each parameter, besides the gradient it has.
+def attach_gradients(value: Tensor, gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """Return the value such that backward also sends each given gradient to its parameter.
+
+    The value keeps the gradients that it already has.
 
     Args:
-        value: Any shape.
-        gradients: Of each entry of the value, shape of the value and any axes behind it.
-        parameters: One for each gradient and of its shape.
+        value: A tensor of any shape.
+        gradients: One for each parameter: the derivative of each entry of the value, as numbers, of the shape of the
+            parameter, which begins with the shape of the value.
+        parameters: Tensors that require grad.
     """
-    attached: Tensor = _Attach.apply(value, *gradients, *parameters)
+    attached: Tensor = _AttachGradients.apply(value, *gradients, *parameters)
     return attached
 
 
-def deposit(control: Tensor, own: Sequence[Tensor]) -> Tensor:
-    """Return zeros of the shape of a control loss, whose gradient in own parameters is that of the control loss.
+def attach_surrogate_loss(value: Tensor, surrogate_loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return the value, unchanged, such that backward also trains the parameters on the surrogate loss.
 
-    The sign of the upstream gradient is ignored.
+    Each entry of the surrogate loss is weighted by the absolute value of what backward brings to that entry of the
+    value, so the loss goes down whether the user minimises or maximises the value.
 
     Args:
-        control: Any shape; its graph is differentiated when backward runs.
-        own: What it depends on and is to be learned.
+        value: A tensor of any shape.
+        surrogate_loss: Of the same shape; its graph is differentiated when backward runs.
+        parameters: The surrogate parameters to train, which require grad.
     """
-    deposited: Tensor = _Deposit.apply(_Held(control), *own)
-    return deposited
+    zeros: Tensor = _SurrogateLoss.apply(_HiddenFromAutograd(surrogate_loss), *parameters)
+    return value + zeros.to(value.dtype)
 
 
-class _Attach(torch.autograd.Function):
+class _AttachGradients(torch.autograd.Function):
     """Identity on the value; sends `upstream * gradient` to each parameter. Inputs: value, gradients, parameters."""
 
     @staticmethod
@@ -59,32 +64,32 @@ class _Attach(torch.autograd.Function):
 
 
 @dataclass
-class _Held:
-    """Hides a tensor from autograd: the deposit differentiates it itself, with respect to own parameters only."""
+class _HiddenFromAutograd:
+    """Holds a tensor where autograd does not see it: `_SurrogateLoss` differentiates it itself."""
 
-    control: Tensor
+    tensor: Tensor
 
 
-class _Deposit(torch.autograd.Function):
-    """Zero in value; its gradient is that of the control loss, with the sign of the upstream gradient ignored.
+class _SurrogateLoss(torch.autograd.Function):
+    """Zero in value; its gradient is that of the surrogate loss, with the sign of the upstream gradient ignored.
 
     Differentiating when backward runs, and not before, weights every batch element by its own upstream gradient.
     A node of its own, so that gradients asked of anything else (a relaxed sample, say) never pay for it.
     """
 
     @staticmethod
-    def forward(ctx: Any, held: _Held, *own: Tensor) -> Tensor:
-        ctx.control = held.control
-        ctx.save_for_backward(*own)
-        return torch.zeros_like(held.control)
+    def forward(ctx: Any, hidden: _HiddenFromAutograd, *parameters: Tensor) -> Tensor:
+        ctx.loss = hidden.tensor
+        ctx.save_for_backward(*parameters)
+        return torch.zeros_like(hidden.tensor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = torch.autograd.grad(
-            ctx.control,
+            ctx.loss,
             ctx.saved_tensors,
-            upstream.abs().to(ctx.control.dtype),
+            upstream.abs().to(ctx.loss.dtype),
             retain_graph=True,  # the user may call backward twice; the graph goes when the loss goes
             allow_unused=True,
             materialize_grads=True,

@@ -13,8 +13,8 @@ from torch.distributions import Distribution
 
 from lightning_estimators.configurable import Configurable
 from lightning_estimators.distributions import base_distribution, distribution_parameters, rebuild, sample
-from lightning_estimators.estimators.attach import attach, deposit
-from lightning_estimators.noise import replaying, together
+from lightning_estimators.estimators.attach import attach_gradients, attach_surrogate_loss
+from lightning_estimators.noise import is_replaying, replay_scope
 from lightning_estimators.objectives import Objective, as_objective
 from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
 
@@ -31,13 +31,14 @@ class Estimate:
         value: f at real samples, shape `(num_samples,) + batch_shape`, still attached to whatever f depends on.
         gradients: For each parameter of q by name, the estimate of its gradient, shape `(num_samples,)` + its shape.
             Empty when the value itself carries the gradient (`pathwise` estimators).
-        control: What the estimator's own parameters minimise, shape `(num_samples,) + batch_shape`, usually the sum
-            of squares of the gradient; None when there is nothing to learn.
+        surrogate_loss: What the surrogate parameters (those of the estimator itself) minimise, shape
+            `(num_samples,) + batch_shape`: usually the sum of squares of the gradient, whose gradient is that of the
+            variance. None when there is nothing to learn.
     """
 
     value: Tensor
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    control: Tensor | None = None
+    surrogate_loss: Tensor | None = None
 
 
 class GradientEstimator(Configurable, nn.Module, ABC):
@@ -60,8 +61,8 @@ class GradientEstimator(Configurable, nn.Module, ABC):
        gradients to return.
     3. Use noise from `lightning_estimators.noise.uniform` (or `distributions.sample`), never from elsewhere, so that
        nested estimators can share it.
-    4. Own parameters? Return `control`; compute it only `if self.learns()`. Running statistics are persistent
-       buffers, updated in training mode only, from values averaged over all ranks.
+    4. Surrogate parameters? Return `surrogate_loss`; compute it only `if self.learns()`. Running statistics are
+       persistent buffers, updated in training mode only, from values averaged over all ranks.
     5. Add a case to the conformance suite.
 
     Args:
@@ -81,7 +82,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
     min_samples: ClassVar[int] = 1
     """The least `num_samples` that makes sense."""
     learns_variance: ClassVar[bool] = False
-    """Whether `control` is the sum of squares of the gradient, so that its gradient is that of the variance."""
+    """Whether `surrogate_loss` is the sum of squares of the gradient, so that its gradient is that of the variance."""
 
     def __init__(self, num_samples: int = 1) -> None:
         super().__init__()
@@ -91,11 +92,11 @@ class GradientEstimator(Configurable, nn.Module, ABC):
                 f"got {num_samples!r}."
             )
         self.num_samples = num_samples
-        self.last_control: Tensor | None = None
+        self.last_surrogate_loss: Tensor | None = None
 
     @abstractmethod
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
-        """Answer value, gradients and control loss for one sample of q (see "Implementing one").
+        """Answer value, gradients and surrogate loss for one sample of q (see "Implementing one").
 
         Args:
             q: Distribution with batch_shape `(num_samples,) + batch_shape`, built on `leaves`.
@@ -105,7 +106,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
             context: What learned parts may look at, broadcastable to `batch_shape + (features,)`, or None.
         """
 
-    @together()
+    @replay_scope()
     def forward(self, q: Distribution, f: Cost, context: Tensor | None = None) -> Tensor:
         """Return an estimate of E[f(z)] that can be backpropagated.
 
@@ -154,14 +155,13 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         names = [name for name in estimate.gradients if attached[name].requires_grad]
         if names:
             gradients = [self._average(estimate.gradients[name].detach()) for name in names]
-            value = attach(value, gradients, [attached[name] for name in names])
-        if estimate.control is not None and not replaying():
+            value = attach_gradients(value, gradients, [attached[name] for name in names])
+        if estimate.surrogate_loss is not None and not is_replaying():
             # Samples are independent: the variance of their average is a share of the average of their variances.
-            control = self._average(estimate.control) / self.num_samples
-            self.last_control = control.detach().mean()
-            if torch.is_grad_enabled() and control.requires_grad:
-                own = [p for p in self.parameters() if p.requires_grad]
-                value = value + deposit(control, own).to(value.dtype)
+            loss = self._average(estimate.surrogate_loss) / self.num_samples
+            self.last_surrogate_loss = loss.detach().mean()
+            if torch.is_grad_enabled() and loss.requires_grad:
+                value = attach_surrogate_loss(value, loss, [p for p in self.parameters() if p.requires_grad])
         return value
 
     def check(self, q: Distribution) -> None:
@@ -213,11 +213,11 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         Not where an estimator around this one evaluates its cost again: the first evaluation trains them, and a control
         variate that depended on them would train them on itself.
         """
-        return torch.is_grad_enabled() and not replaying() and any(p.requires_grad for p in self.parameters())
+        return torch.is_grad_enabled() and not is_replaying() and any(p.requires_grad for p in self.parameters())
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Figures worth a curve: detached 0-d tensors by name. The base logs `control_loss` once there is one."""
-        return {} if self.last_control is None else {"control_loss": self.last_control}
+        """Figures worth a curve: detached 0-d tensors by name. The base logs `surrogate_loss` once there is one."""
+        return {} if self.last_surrogate_loss is None else {"surrogate_loss": self.last_surrogate_loss}
 
     def extra_repr(self) -> str:
         """Show the settings in `repr`."""

@@ -72,8 +72,8 @@ class ControlVariate(GradientEstimator):
         signal = (value.detach() - c_given_b).reshape(value.shape + (1,) * len(q.event_shape))
         pathwise = through_normalization(q, torch.addcmul(in_z, slope, in_z_given_b, value=-1))
         gradient = torch.addcmul(pathwise, signal, score(q, b))
-        control = gradient.square().reshape(*value.shape, -1).sum(-1) if learns else None
-        return Estimate(value, dict.fromkeys(leaves, gradient), control)
+        surrogate_loss = gradient.square().reshape(*value.shape, -1).sum(-1) if learns else None
+        return Estimate(value, dict.fromkeys(leaves, gradient), surrogate_loss)
 
     def _gradient(self, c: Tensor, z: Tensor, *, create_graph: bool) -> Tensor:
         if not c.requires_grad:

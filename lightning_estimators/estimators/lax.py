@@ -84,8 +84,9 @@ class LAX(GradientEstimator):
             name: signal.reshape(signal.shape + (1,) * (score.ndim - signal.ndim)) * score + pathwise[i]
             for i, (name, score) in enumerate(zip(leaves, scores, strict=True))
         }
-        control = None
+        surrogate_loss = None
         if learns:
             lead = len(q.batch_shape)
-            control = torch.stack([g.square().reshape(*g.shape[:lead], -1).sum(-1) for g in gradients.values()]).sum(0)
-        return Estimate(value, gradients, control)
+            squares = [g.square().reshape(*g.shape[:lead], -1).sum(-1) for g in gradients.values()]
+            surrogate_loss = torch.stack(squares).sum(0)
+        return Estimate(value, gradients, surrogate_loss)

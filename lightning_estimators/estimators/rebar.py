@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lightning_estimators.estimators.attach import attach
+from lightning_estimators.estimators.attach import attach_gradients
 from lightning_estimators.estimators.base import check_temperature
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.relaxation import check_differentiable, relax
@@ -75,7 +75,7 @@ class REBAR(ControlVariate):
         if z.requires_grad and not self.log_temperature.requires_grad:
             # Nothing that is learned needs a second derivative of f: keep its first as numbers, without a graph.
             (slope,) = torch.autograd.grad(value, z, torch.ones_like(value))
-            value = attach(value.detach(), [slope], [z])
+            value = attach_gradients(value.detach(), [slope], [z])
         return self.eta * value
 
     def extra_repr(self) -> str:

@@ -72,14 +72,14 @@ class REINFORCE(GradientEstimator):
         """Weight the score by the learning signal."""
         z = sample(q)
         value = f(z)
-        signal, control = self.baseline(value.detach(), context)
+        signal, loss = self.baseline(value.detach(), context)
         if isinstance(base_distribution(q), Bernoulli | OneHotCategorical):
             gradient = signal.reshape(signal.shape + (1,) * len(q.event_shape)) * score(q, z)
-            return Estimate(value, dict.fromkeys(leaves, gradient), control)
+            return Estimate(value, dict.fromkeys(leaves, gradient), loss)
         # The score of one sample depends on that sample's parameters only, so weighting the log-probabilities
         # by the signal weights every score by its own.
         (*gradients,) = torch.autograd.grad((signal * q.log_prob(z)).sum(), list(leaves.values()))
-        return Estimate(value, dict(zip(leaves, gradients, strict=True)), control)
+        return Estimate(value, dict(zip(leaves, gradients, strict=True)), loss)
 
     def diagnostics(self) -> dict[str, Any]:
         """Return those of the base and of the baseline."""

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent
 from torch.nn.functional import softplus
 
-from lightning_estimators.distributions import base_distribution, one_hot_categorical, probabilities
+from lightning_estimators.distributions import base_distribution, probabilities
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.modules.latent import LatentImageModel, check_choice, wide
 from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import BernoulliLinear, Objective
 from lightning_estimators.objectives.softplus_change import summed_softplus
+from lightning_estimators.private_api import unvalidated_one_hot_categorical
 
 __all__ = ["DiscreteLatentModel"]
 
@@ -156,7 +157,7 @@ class DiscreteLatentModel(LatentImageModel):
         # not finite, and names the step.
         logits = wide(output.reshape(*output.shape[:-1], *self.event_shapes[i]))
         bernoulli = self.latent == "bernoulli"
-        base = Bernoulli(logits=logits, validate_args=False) if bernoulli else one_hot_categorical(logits)
+        base = Bernoulli(logits=logits, validate_args=False) if bernoulli else unvalidated_one_hot_categorical(logits)
         return Independent(base, 1, validate_args=False)
 
 

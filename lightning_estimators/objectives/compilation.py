@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_estimators.private_api import is_compilation_disabled, mark_compiled_sizes
+
 __all__ = ["compile_choice", "compiler_at_hand", "fused", "is_compiled"]
 
 WORTHWHILE = 2**22
@@ -83,11 +85,7 @@ def fused(
             Sizes of other axes, and sizes of 1, are compiled in.
     """
     for argument, varying in zip(arguments, sizes, strict=True):
-        for axis, size in enumerate(argument.shape):
-            if axis in varying and size > 1:
-                torch._dynamo.mark_dynamic(argument, axis)
-            else:
-                torch._dynamo.mark_static(argument, axis)
+        mark_compiled_sizes(argument, varying)
     try:
         return _compiled(function)(*arguments)
     except torch.OutOfMemoryError:
@@ -107,7 +105,7 @@ def fused(
 
 @cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    if torch._dynamo.config.disable:
+    if is_compilation_disabled():
         raise RuntimeError("torch.compile is disabled (TORCH_COMPILE_DISABLE or torch._dynamo.config.disable).")
     try:
         return torch.compile(function, fullgraph=True, options=_OPTIONS)

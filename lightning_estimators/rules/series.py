@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta, Dirichlet, Distribution
 
-from lightning_estimators.distributions import base_distribution, distribution_parameters
+from lightning_estimators.distributions import base_distribution, distribution_parameters, standard_gamma
 from lightning_estimators.objectives import CallableObjective, Objective
 from lightning_estimators.rules.base import Cumulant, cumulant_for
 from lightning_estimators.rules.gamma import gamma_cumulant
@@ -90,7 +90,7 @@ def _normalised_series(q: Distribution, z: Tensor, f: Objective, order: int) -> 
     beta = isinstance(base_distribution(q), Beta)
     alpha = torch.stack(list(parameters.values()), -1) if beta else parameters["concentration"]
     simplex = torch.stack([z, 1 - z], -1) if beta else z
-    total = torch._standard_gamma(alpha.sum(-1, keepdim=True))
+    total = standard_gamma(alpha.sum(-1, keepdim=True))
     normalised = CallableObjective(
         lambda g: f((g / g.sum(-1, keepdim=True))[..., 0] if beta else g / g.sum(-1, keepdim=True)),
         event_dim=f.event_dim + int(beta),

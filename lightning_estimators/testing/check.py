@@ -14,7 +14,7 @@ from lightning_estimators.testing.contract import (
     check_shapes,
 )
 from lightning_estimators.testing.gradients import check_batch_of_one, check_bias, check_reach
-from lightning_estimators.testing.learning import check_deposit, check_training, check_variance_gradient
+from lightning_estimators.testing.learning import check_surrogate_gradient, check_training, check_variance_gradient
 from lightning_estimators.testing.statistics import Report
 from lightning_estimators.testing.subject import Factory
 
@@ -27,7 +27,7 @@ CHECKS: tuple[Callable[[Factory, Report], None], ...] = (
     check_saturated,
     check_copies,
     check_reach,
-    check_deposit,
+    check_surrogate_gradient,
     check_variance_gradient,
     check_training,
     check_batch_of_one,

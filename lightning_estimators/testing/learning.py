@@ -13,7 +13,7 @@ from lightning_estimators.testing.problems import Problem
 from lightning_estimators.testing.statistics import Moments, Report, require
 from lightning_estimators.testing.subject import Factory, Subject, build, families
 
-__all__ = ["check_deposit", "check_training", "check_variance_gradient", "total_variance"]
+__all__ = ["check_surrogate_gradient", "check_training", "check_variance_gradient", "total_variance"]
 
 
 def _run(subject: Subject, problem: Problem, batch: int) -> tuple[list[Tensor], Tensor]:
@@ -38,12 +38,13 @@ def total_variance(subject: Subject, problem: Problem, samples: int, seed: int =
     return sum(gradient.var(0).sum().item() for gradient in torch.autograd.grad(value.sum(), leaves))
 
 
-def check_deposit(factory: Factory, report: Report) -> None:
+def check_surrogate_gradient(factory: Factory, report: Report) -> None:
     """The gradient of own parameters is weighted by the absolute upstream gradient of every batch element.
 
-    Only for estimators that return `control`; those whose value depends on own parameters follow the loss instead.
+    Only for estimators that return a `surrogate_loss`; where the value itself depends on own parameters, these follow
+    the loss instead.
     """
-    check = "deposit"
+    check = "surrogate gradient"
     for family in families(factory):
         problem = Problem(family)
         start = _built(factory, problem)
@@ -55,7 +56,7 @@ def check_deposit(factory: Factory, report: Report) -> None:
             torch.manual_seed(0)
             torch.autograd.backward(_run(subject, problem, len(upstream))[1], upstream)
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in subject.own().values()]
-            return torch.cat([g.flatten() for g in grads]), subject.estimator.last_control is not None
+            return torch.cat([g.flatten() for g in grads]), subject.estimator.last_surrogate_loss is not None
 
         weights = torch.tensor([0.5, -1.0, 2.0, -0.25, 3.0], dtype=torch.float64)
         reference, controlled = own(weights)
@@ -78,7 +79,7 @@ def check_variance_gradient(factory: Factory, report: Report) -> None:
     """The gradient of own parameters against central differences of the measured variance under common noise.
 
     Only for estimators that declare `learns_variance`. With one sample the two agree noise by noise, in a random
-    direction of every own parameter; with more they agree in the mean, since the deposit is a share of single
+    direction of every own parameter; with more they agree in the mean, since the surrogate loss is a share of single
     variances, and one direction across all own parameters is tried under many noises.
     """
     check, batch = "variance gradient", 500
@@ -100,22 +101,22 @@ def check_variance_gradient(factory: Factory, report: Report) -> None:
             moments = Moments({what: torch.zeros((), dtype=torch.float64)})
             scale = torch.zeros(())
             for seed in range(1 if single else 100):
-                deposit, difference = _derivatives(subject, problem, direction, batch, seed)
+                attached, difference = _derivatives(subject, problem, direction, batch, seed)
                 scale = difference.abs() if seed == 0 else scale  # so that one slack serves all
                 require(bool(difference != 0), check, str(problem), f"{what} is zero")
-                moments.add({what: ((deposit - difference) / scale).unsqueeze(0)})
+                moments.add({what: ((attached - difference) / scale).unsqueeze(0)})
             report.unbiased(check, str(problem), moments, slack=1e-4)
 
 
 def _derivatives(
     subject: Subject, problem: Problem, direction: dict[str, Tensor], batch: int, seed: int, step: float = 1e-4
 ) -> tuple[Tensor, Tensor]:
-    """Directional derivative of the second moment in own parameters: as deposited, and by central difference."""
+    """Directional derivative of the second moment in own parameters: of backward, and by central difference."""
     own = subject.own()
     torch.manual_seed(seed)
     loss = _run(subject, problem, batch)[1].mean()
     gradients = torch.autograd.grad(loss, [own[n] for n in direction], allow_unused=True, materialize_grads=True)
-    deposit = torch.stack([(g * d).sum() for g, d in zip(gradients, direction.values(), strict=True)]).sum()
+    attached = torch.stack([(g * d).sum() for g, d in zip(gradients, direction.values(), strict=True)]).sum()
 
     def shift(distance: float) -> None:
         for name, d in direction.items():
@@ -129,11 +130,11 @@ def _derivatives(
         gradients = torch.autograd.grad(value.sum(), leaves)
         ends.append(torch.stack([gradient.square().sum() / batch for gradient in gradients]).sum())
         shift(-sign * step)
-    return deposit, (ends[0] - ends[1]) / (2 * step)
+    return attached, (ends[0] - ends[1]) / (2 * step)
 
 
 def check_training(factory: Factory, report: Report) -> None:
-    """200 steps on own parameters that return a `control` lower the variance of the gradient (if it is unbiased).
+    """200 steps on a `surrogate_loss` lower the variance of the gradient (if it is unbiased).
 
     For continuous families only if `learns_variance`: there a baseline that is close to the cost can vary more.
     """
@@ -149,7 +150,7 @@ def check_training(factory: Factory, report: Report) -> None:
             continue
         for _ in range(10):  # running statistics settle, so that what is measured is the training
             _run(subject, problem, 100)
-        if subject.estimator.last_control is None:
+        if subject.estimator.last_surrogate_loss is None:
             continue
         before = total_variance(copy.deepcopy(subject), problem, 20_000)
         optimizer = torch.optim.Adam(subject.own().values(), lr=0.02)

@@ -7,7 +7,7 @@ from torch.distributions import Bernoulli, Independent
 
 from lightning_estimators.baselines import Baseline, LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline
 from lightning_estimators.estimators import REBAR, REINFORCE
-from lightning_estimators.noise import CommonNoise, replaying, together
+from lightning_estimators.noise import CommonNoise, is_replaying, replay_scope
 from lightning_estimators.testing import Problem
 
 CONTEXT = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
@@ -173,7 +173,7 @@ def test_calls_that_are_replayed_together_meet_the_average_from_before_all(name)
     baseline = FACTORIES[name]()
     baseline(torch.randn(1, 4), CONTEXT)
     costs = torch.randn(2, 1, 4)
-    with together():
+    with replay_scope():
         noise = CommonNoise(costs.device)
         first, second = (baseline(cost, CONTEXT)[0] for cost in costs)
         with noise.replay(new_axis=1):
@@ -190,7 +190,7 @@ def test_an_estimator_that_a_cost_uses_twice_replays_with_the_past_only(samples)
     class Watched(MovingAverage):
         def forward(self, cost, context):
             signal, control = super().forward(cost, context)
-            subtracted.append((replaying(), (cost - signal).mean().item()))
+            subtracted.append((is_replaying(), (cost - signal).mean().item()))
             return signal, control
 
     estimator, inner = REBAR(num_samples=samples), REINFORCE(Watched(decay=0.5))

@@ -76,7 +76,7 @@ CASES = {
 
 
 def run(estimator, kind, logits, context=None):
-    """Value, gradient of the logits divided by the upstream gradient, gradients of own parameters as deposited."""
+    """Value, gradient of the logits divided by the upstream gradient, gradients of the surrogate parameters."""
     make, cost, event = CASES[kind]
     leaf = logits.clone().requires_grad_()
     value = estimator(make(leaf), cost, context)

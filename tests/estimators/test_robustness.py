@@ -10,10 +10,10 @@ from torch import nn
 from torch.distributions import Bernoulli, Gamma, Independent, Normal, OneHotCategorical
 
 from lightning_estimators.baselines import LeaveOneOut
-from lightning_estimators.distributions import one_hot_categorical
 from lightning_estimators.estimators import LAX, REBAR, REINFORCE, RELAX, Concrete, Enumeration, RelaxedREBAR
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.noise import uniform
+from lightning_estimators.private_api import unvalidated_one_hot_categorical
 from lightning_estimators.testing import BOUND, Moments, Report
 from lightning_estimators.testing.subject import accepts
 
@@ -157,7 +157,11 @@ def test_nothing_is_read_back_from_the_device(case, family, monkeypatch):
     dims = tuple(range(-len(q.event_shape), 0))
 
     def step():
-        base = Bernoulli(logits=logits, validate_args=False) if family is Bernoulli else one_hot_categorical(logits)
+        base = (
+            Bernoulli(logits=logits, validate_args=False)
+            if family is Bernoulli
+            else unvalidated_one_hot_categorical(logits)
+        )
         q = Independent(base, 1, validate_args=False)
         estimator(q, lambda z: (z - 0.3).square().sum(dims), CONTEXT).mean().backward()
 
@@ -293,7 +297,7 @@ def test_an_estimator_inside_itself_learns_what_two_of_its_kind_would(make_estim
         def f(b):
             q = Independent(Bernoulli(logits=b * weights), 1)
             cost = inner(q, lambda c: (c.sum(-1) - 0.3 * b.sum(-1)).square())
-            controls.append(inner.last_control)
+            controls.append(inner.last_surrogate_loss)
             return cost
 
         outer(Independent(Bernoulli(logits=logits), 1), f).sum().backward()
@@ -307,4 +311,4 @@ def test_an_estimator_inside_itself_learns_what_two_of_its_kind_would(make_estim
     for p, a, b in zip(one.parameters(), outer.parameters(), inner.parameters(), strict=True):
         torch.testing.assert_close(p.grad, a.grad + b.grad)
     assert len(controls) == 2  # at hard samples, and at relaxed ones
-    assert torch.equal(inner.last_control, controls[0])
+    assert torch.equal(inner.last_surrogate_loss, controls[0])

@@ -363,7 +363,9 @@ def test_logged_keys_and_cadence():
 
     module = Tiny(Counting())
     run.fit(module, Rows(rows()))
-    keys = {"train/loss", "epoch"} | {f"estimator/estimator/{name}" for name in ("eta", "temperature", "control_loss")}
+    keys = {"train/loss", "epoch"} | {
+        f"estimator/estimator/{name}" for name in ("eta", "temperature", "surrogate_loss")
+    }
     assert [(step, set(metrics)) for step, metrics in recorder.logged] == [(step, keys) for step in (3, 7, 11)]
     assert calls == [3, 7, 11]  # off the logging steps nothing is computed
     assert set(run.progress_bar_metrics) == {"train/loss"}

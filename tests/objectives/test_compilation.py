@@ -26,10 +26,10 @@ def counter(monkeypatch):
     def compile_once(function):
         return compiled.setdefault(function, torch.compile(function, fullgraph=True, backend=counter))
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     monkeypatch.setattr(compilation, "_compiled", compile_once)
     yield counter
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 def question(kind, batch, *, outputs=40, scale=1.0, bias_scale=1.0, dtype=torch.float64):
@@ -196,7 +196,7 @@ def test_memory_does_not_grow_with_the_number_of_coordinates():
 
 @pytest.mark.skipif(not compiler_at_hand("cpu"), reason="no C++ compiler")
 def test_compiled_for_real():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     for batch in (6, 4):
         f, z, z_new = question("flip", batch, dtype=torch.float32)

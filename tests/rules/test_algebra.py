@@ -62,7 +62,7 @@ def noise(monkeypatch):
 
     monkeypatch.setattr(jumps, "uniform", recording(jumps.uniform))
     monkeypatch.setattr(dirichlet, "uniform", recording(dirichlet.uniform))
-    monkeypatch.setattr(distributions.torch, "_standard_gamma", recording(torch._standard_gamma))
+    monkeypatch.setattr(distributions, "standard_gamma", recording(distributions.standard_gamma))
     return drawn
 
 
