@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_estimators.checkpoint_io import make_durable
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.logged_steps import step_is_logged
 from lightning_estimators.model_parts import gradient_estimators, parameter_groups, surrogate_parameters
@@ -41,7 +42,8 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
       bit if its data loader does (`callbacks.ExactResume`).
     - A step that is not finite stops training by name, before it reaches weights or checkpoints
       (`callbacks.FiniteTraining`).
-    - Checkpoints from which the module can be built again (`RecordedModule`).
+    - Checkpoints from which the module can be built again (`RecordedModule`), and which a kill or a full disk cannot
+      destroy (`checkpoint_io.DurableCheckpointIO`).
 
     Implementing one:
 
@@ -218,6 +220,7 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         """Add what this class promises; this is the earliest hook, so unsupported options are refused here."""
         self._hooks_that_ran.add("configure_callbacks")
         refuse_unsupported(self.trainer, self)
+        make_durable(self.trainer)
         return list(self._callbacks)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
