@@ -39,11 +39,13 @@ class ExactResume(pl.Callback):
         super().__init__()
         self._finished: tuple[int, int] | None = None  # epochs finished when the last batch began: total, this run
         self._steps_before: list[int] = []  # of each scheduler when the last batch began
+        self._is_first_batch = True
         self._resumed: dict[str, Any] | None = None
         self._repeated: list[Any] = []  # schedulers that have done the step which Lightning is about to repeat
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget an earlier run."""
+        self._is_first_batch = True
         self._finished, self._repeated = None, []
         if trainer.ckpt_path is None:
             self._resumed = None
@@ -60,6 +62,10 @@ class ExactResume(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Note how many epochs are finished, and how many steps schedulers have done."""
+        if self._is_first_batch and trainer.ckpt_path is not None and pl_module.automatic_optimization:
+            # Lightning counts a step too many after a checkpoint that was saved between two batches.
+            set_logged_step(trainer, trainer.global_step)
+        self._is_first_batch = False
         progress: Any = trainer.fit_loop.epoch_progress
         self._finished = progress.total.processed, progress.current.processed
         self._steps_before = [config.scheduler.last_epoch for config in trainer.lr_scheduler_configs]

@@ -1,0 +1,64 @@
+"""A run that is asked to end saves its state first."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+__all__ = ["SaveOnSigterm"]
+
+STATUS = 128 + signal.SIGTERM  # what a shell reports of a process that the signal ended: 143
+
+
+class SaveOnSigterm(pl.Callback):
+    """Saves a checkpoint when the process receives SIGTERM, and lets it exit with status 143.
+
+    Schedulers of clusters and containers send SIGTERM some seconds before they kill a job. Lightning then finishes the
+    batch and stops by `SIGTERMException`, without saving anything, and with status 0 as if training were done. With
+    this callback it saves `last.ckpt` first, which `ckpt_path="last"` finds and from which the run continues with the
+    next batch. A signal during `test`, `validate` or the sanity check saves nothing, and exits with the same status.
+
+    The file is put in the folder of the first `ModelCheckpoint`, over its `last.ckpt` if it keeps one. A trainer
+    without one (`enable_checkpointing=False`) saves nothing unless `dirpath` says where.
+
+    With several processes the signal must reach each of them, as it does under `torchrun` and Lightning's launchers.
+
+    Args:
+        dirpath: Folder of the checkpoint; None for that of the trainer's `ModelCheckpoint`.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[SaveOnSigterm()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, dirpath: str | Path | None = None) -> None:
+        super().__init__()
+        self.dirpath = None if dirpath is None else os.path.expanduser(dirpath)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save, if it is SIGTERM that ends the training, and set the status of the process."""
+        if not isinstance(exception, SIGTERMException):
+            return
+        exception.code = STATUS
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
+            return
+        path = self._path(trainer.checkpoint_callback)
+        if path is not None:
+            trainer.save_checkpoint(path)
+            rank_zero_info(f"SIGTERM: saved {path!r} after step {trainer.global_step}.")
+
+    def _path(self, saving: Checkpoint | None) -> str | None:
+        """Return where the checkpoint goes, and tell the callback that keeps the others."""
+        name = ModelCheckpoint.CHECKPOINT_NAME_LAST + ModelCheckpoint.FILE_EXTENSION
+        if self.dirpath is not None:
+            return os.path.join(self.dirpath, name)
+        if not isinstance(saving, ModelCheckpoint) or saving.dirpath is None:
+            return None
+        saving.last_model_path = saving.last_model_path or os.path.join(saving.dirpath, name)
+        return saving.last_model_path
