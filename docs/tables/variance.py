@@ -30,6 +30,7 @@ from lightning_estimators.estimators import (
     Pathwise,
     StochasticBackprop,
 )
+from lightning_estimators.moments import GradientMoments
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import BernoulliLinear, ExponentialCost, Separable, SquaredCost
 
@@ -108,7 +109,9 @@ def variance(column: str, make: Make, parameters: list[Tensor], f: Cost) -> floa
         gradients = run(estimator, make, parameters, f, SAMPLES)
     except (TypeError, ValueError):  # no rule, or f cannot be differentiated
         return None
-    return sum(g.var(0).sum().item() for g in gradients)
+    moments = GradientMoments()
+    moments.update({str(index): gradient for index, gradient in enumerate(gradients)})
+    return sum(moments.statistics(name).total_variance.item() for name in moments)
 
 
 def problems() -> list[tuple[str, Make, list[Tensor], dict[str, Cost]]]:

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.logged_steps import step_is_logged
 from lightning_estimators.modules.base import EstimatorModule
+from lightning_estimators.moments import GradientMoments
 from lightning_estimators.objectives import Objective
 
 __all__ = ["ExactProblem"]
@@ -88,9 +89,11 @@ class ExactProblem(EstimatorModule, ABC):
     def gradient_statistics(self) -> dict[str, Tensor]:
         """Return the logged figures about the gradient, by the name they are logged under after `toy/`."""
         exact, draws = self.exact_gradient(), self.sample_gradients(self.num_draws)
-        variance, bias = draws.var(0), draws.mean(0) - exact
+        moments = GradientMoments()
+        moments.update({"gradient": draws})
+        variance, bias = moments.variance("gradient"), moments.mean("gradient") - exact
         tiny = torch.finfo(draws.dtype).tiny
-        error = (variance / len(draws)).sqrt()
+        error = moments.standard_error("gradient")
         cosine = torch.nn.functional.cosine_similarity(draws, exact.expand_as(draws), dim=-1, eps=tiny)
         # An exact estimator has no error but rounding.
         rounding = (torch.finfo(draws.dtype).eps * exact.abs()).clamp_min(tiny)

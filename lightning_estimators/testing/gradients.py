@@ -32,8 +32,8 @@ def nested_moments(problem: Problem, factories: Sequence[Factory], samples: int 
     moments.add(problem.estimates(subjects, 100))
     samples //= subjects[0].estimator.num_samples  # each estimate is an average of so many
     exact = all(bool((moments.error(name)[1] < 1e-12).all()) for name in moments.exact)
-    while moments.count < samples and not exact:  # 100 equal estimates say as much as any number
-        moments.add(problem.estimates(subjects, min(25_000, samples - moments.count)))
+    while moments.count("value") < samples and not exact:  # 100 equal estimates say as much as any number
+        moments.add(problem.estimates(subjects, min(25_000, samples - moments.count("value"))))
     return moments
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, OneHotCategorical
 
 from lightning_estimators.distributions import distribution_parameters, rebuild
+from lightning_estimators.moments import GradientMoments
 from lightning_estimators.testing.problems import Problem
 from lightning_estimators.testing.statistics import Moments, Report, require
 from lightning_estimators.testing.subject import Factory, Subject, build, families
@@ -35,7 +36,9 @@ def total_variance(subject: Subject, problem: Problem, samples: int, seed: int =
     """Return the variance of the gradient in the parameters of q, summed over them."""
     torch.manual_seed(seed)
     leaves, value = _run(subject, problem, samples)
-    return sum(gradient.var(0).sum().item() for gradient in torch.autograd.grad(value.sum(), leaves))
+    moments = GradientMoments()
+    moments.update({str(index): g for index, g in enumerate(torch.autograd.grad(value.sum(), leaves))})
+    return sum(moments.statistics(name).total_variance.item() for name in moments)
 
 
 def check_surrogate_gradient(factory: Factory, report: Report) -> None:

@@ -9,6 +9,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from lightning_estimators.moments import GradientMoments
+
 __all__ = ["BOUND", "COMPARISONS", "FALSE_ALARM_RATE", "Moments", "Report"]
 
 FALSE_ALARM_RATE = 1e-3
@@ -21,7 +23,7 @@ BOUND: float = NormalDist().inv_cdf(1 - FALSE_ALARM_RATE / (2 * COMPARISONS))
 """The bound on |z|, about 5.45 (Bonferroni, two-sided)."""
 
 
-class Moments:
+class Moments(GradientMoments):
     """Mean and standard error of the difference between independent estimates and the exact figures.
 
     Args:
@@ -29,24 +31,17 @@ class Moments:
     """
 
     def __init__(self, exact: Mapping[str, Tensor]) -> None:
+        super().__init__()
         self.exact = dict(exact)
-        self.count = 0
-        self.total = {name: torch.zeros_like(x) for name, x in exact.items()}
-        self.squares = {name: torch.zeros_like(x) for name, x in exact.items()}
 
     def add(self, estimates: Mapping[str, Tensor]) -> None:
         """Take in estimates of shape `(count,)` + that of the exact figure."""
-        for name, estimate in estimates.items():
-            error = estimate - self.exact[name]
-            self.total[name] += error.sum(0)
-            self.squares[name] += error.square().sum(0)
-        self.count += len(estimate)
+        self.update({name: estimate - self.exact[name] for name, estimate in estimates.items()})
 
     def error(self, name: str) -> tuple[Tensor, Tensor]:
-        """Mean error and its standard error."""
-        mean = self.total[name] / self.count
-        variance = self.squares[name] / self.count - mean.square()
-        return mean, (variance.clamp_min(0) / self.count).sqrt()
+        """Return the mean error and its standard error, which is 0 for a single estimate: the slack alone bounds it."""
+        mean = self.mean(name)
+        return mean, self.standard_error(name) if self.count(name) > 1 else torch.zeros_like(mean)
 
 
 @dataclass
@@ -77,7 +72,7 @@ class Report:
                 bool((z <= BOUND).all()),
                 check,
                 problem,
-                f"the mean of {moments.count} estimates of {name} is off by {mean.flatten()[worst]:.3g} from "
+                f"the mean of {moments.count(name)} estimates of {name} is off by {mean.flatten()[worst]:.3g} from "
                 f"{exact.flatten()[worst]:.3g}, |z| = {z.max():.2f} > {BOUND:.2f}",
             )
 
@@ -87,15 +82,16 @@ class Report:
         Raises:
             AssertionError: None is.
         """
-        largest = 0.0
+        largest, count = 0.0, 0
         for name in moments.exact:
+            count = moments.count(name)
             mean, se = moments.error(name)
             largest = max(largest, (mean.abs() / se.clamp_min(1e-12)).max().item())
         require(
             largest > BOUND,
             check,
             problem,
-            f"declares unbiased = False, but {moments.count} estimates show none, |z| = {largest:.2f} <= {BOUND:.2f}",
+            f"declares unbiased = False, but {count} estimates show none, |z| = {largest:.2f} <= {BOUND:.2f}",
         )
 
 
