@@ -25,6 +25,9 @@ __all__ = [
 # e^80 is finite in float32, and e^-80 is nothing beside 1 in float64.
 _SATURATED = 80.0
 
+# Above it the series has thousands of terms, and no way that uses it is worth the time.
+_LONGEST_REACH, _MANY_TERMS = 1e4, 2**20
+
 WIDEST = _SATURATED / 2
 """The largest difference between columns that `class_changes` takes."""
 
@@ -138,6 +141,8 @@ def _summed_log1p(q: Tensor, halvings: int) -> Tensor:
 
 def chebyshev_terms(reach: float, dtype: torch.dtype) -> int:
     """Return how many terms `flip_changes` needs for |w| up to `reach`, to the precision of dtype."""
+    if not reach < _LONGEST_REACH:  # NaN among them: other ways show what is wrong by their result
+        return _MANY_TERMS
     # softplus is singular at +-i pi, so the series falls like e^(-n asinh(pi / reach)) (Bernstein's ellipse).
     terms = _digits(dtype) / math.asinh(math.pi / max(reach, 1e-3))
     return max(4, 2 * math.ceil(terms / 2))

@@ -448,3 +448,15 @@ class Refuses(Recorder):
 def test_what_cannot_work_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("weight", [math.inf, math.nan, 3e38])
+@pytest.mark.parametrize("latent", ["bernoulli", "categorical"])
+def test_one_weight_that_is_not_finite_stops_training_by_name(latent, weight):
+    model = DiscreteLatentModel(StochasticBackprop(), (1, 4, 4), latent=latent, num_latents=[5], data_mean=0.3)
+    with torch.no_grad():
+        model.decoder[0].last.weight[3, 2] = weight
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_steps=3, accelerator="cpu", enable_model_summary=False, **quiet)
+    with pytest.raises(FloatingPointError, match="Non-finite loss or gradient at step 0"):
+        trainer.fit(model, torch.utils.data.DataLoader(torch.rand(8, 1, 4, 4).round(), batch_size=8))
