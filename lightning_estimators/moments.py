@@ -47,8 +47,8 @@ class GradientMoments:
 
     With n estimates $g_1, \dots, g_n$ of a gradient, the mean is $\bar g = \frac{1}{n} \sum_k g_k$ and the variance of
     entry i is $\frac{1}{n-1} \sum_k (g_{k,i} - \bar g_i)^2$. Squared deviations from the mean are added up, never
-    squares of the estimates, so a mean that is large against its deviations costs no digits. Numbers are kept in the dtype of
-    the estimates, or in float32 if that is a half precision.
+    squares of the estimates, so a mean that is large against its deviations costs no digits. Numbers are kept in
+    the dtype of the estimates, or in float32 if that is a half precision.
 
     Args:
         per_entry: Whether to keep the variance of every entry. Otherwise only the sum over entries is kept, which
