@@ -1,14 +1,15 @@
-"""Repeat the experiments of the papers.
+"""Repeat the experiments of Grathwohl et al. (2018) and Echraibi et al. (2020).
 
-    python -m benchmarks toy                    # one experiment, at the paper's settings
+    python -m benchmarks toy                    # one experiment, with the paper's settings
     python -m benchmarks discrete --estimator REBAR RELAX --seed 0 1 --epochs 5
     python -m benchmarks plan                   # everything in benchmarks/plan.txt, in turn
-    python -m benchmarks report                 # RESULTS.md and its figures, from the rows
+    python -m benchmarks report                 # write RESULTS.md and its figures from the rows
+    python -m benchmarks runs                   # print the command, the commit and the seconds of every finished run
     python -m benchmarks toy --quick            # tiny, to see that it runs; `all --quick` tries everything
 
-An option takes several values; a plan is their product. Finished runs are rows of JSON in benchmarks/results and are
-not repeated (but with --repeat, which compares); an interrupted run goes on where it stopped: start the same command
-again, or several side by side.
+An option takes several values, and every combination of values is a run. Finished runs are rows of JSON in
+benchmarks/results and are not repeated; with --repeat they are, and compared with their rows. An interrupted run
+continues where it stopped when the same command is started again; several processes may run the same command at once.
 TensorBoard shows the curves of runs in progress: tensorboard --logdir runs
 """
 
@@ -23,13 +24,19 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.discrete import Discrete
+from benchmarks.divergence import Divergence
 from benchmarks.experiment import Experiment, Run
-from benchmarks.experiments import EXPERIMENTS
-from benchmarks.plan import Plan
-from benchmarks.progress import duration
-from benchmarks.repeat import repeat
-from benchmarks.report import write_report
-from benchmarks.rows import Rows
+from benchmarks.gamma import Gamma
+from benchmarks.plan import Plan, Rows, duration, repeat
+from benchmarks.regression import Regression
+from benchmarks.report import run_lines, write_report
+from benchmarks.toy import Toy
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment for experiment in (Toy(), Gamma(), Regression(), Divergence(), Discrete())
+}
+"""By the name of the command."""
 
 HERE = Path(__file__).parent
 
@@ -52,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.name == "report":
         write_report(EXPERIMENTS, rows, report, plans)
         return
+    if options.name == "runs":
+        print("seconds\tcommit\tdate\tthreads\ttorch\tprocessor\tcommand")
+        for line in run_lines([row for name in options.experiments or EXPERIMENTS for row in rows.of(name)]):
+            print(line)
+        return
     (plan,) = plans.values()
     if options.list:
         missing = {run.key for run in plan.missing()}
@@ -63,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     try:
         if options.repeat:
-            for comparison in repeat(plan, EXPERIMENTS):
+            for comparison in repeat(plan):
                 print(comparison)
             return
         plan.execute()
@@ -100,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         parents=[common],
         allow_abbrev=False,
     )
+    runs = names.add_parser("runs", help="print what each finished run was done with", parents=[common])
+    runs.add_argument("experiments", nargs="*", choices=[[], *EXPERIMENTS], metavar="EXPERIMENT", help="default: all")
     for own in (plan, write):
         own.add_argument("file", nargs="?", type=Path, default=HERE / "plan.txt", help="default: benchmarks/plan.txt")
     return parser
@@ -120,6 +134,8 @@ def _add_axes(parser: argparse.ArgumentParser, experiment: Experiment) -> None:
 def _runs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Run]:
     if options.name == "all":
         return [run for experiment in EXPERIMENTS.values() for run in experiment.plan({}, quick=options.quick)]
+    if options.name == "runs":
+        return []
     if options.name == "plan":
         return [run for runs in _planned(options.file, parser).values() for run in runs]
     experiment = EXPERIMENTS[options.name]

@@ -1,4 +1,4 @@
-"""What an experiment of the papers is: options that take several values, and what one run of them measures."""
+"""What an experiment is: options that take several values, a run for each combination, and what a run measures."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-__all__ = ["Axis", "Context", "Curve", "Experiment", "Outcome", "Row", "Run", "Value"]
+if TYPE_CHECKING:
+    from benchmarks.comparison import Claim
+
+__all__ = ["Axis", "Curve", "Experiment", "Outcome", "Row", "Run", "Value"]
 
 Value = str | int | float
 
 Row = dict[str, Any]
-"""A finished run as JSON: see `benchmarks.rows`."""
+"""A finished run as JSON: see `benchmarks.plan.Rows`."""
 
 Curve = dict[str, list[float]]
 """`{"step": [...], "value": [...]}`."""
@@ -23,13 +26,13 @@ Curve = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Axis:
-    """An option of which a plan takes every value.
+    """An option of an experiment; a plan runs every value of it.
 
     Attributes:
-        values: What a full run takes by default; their type is the option's.
-        quick: What `--quick` takes by default.
+        values: Defaults of a full run. Their type is the type of the option.
+        quick: Defaults with `--quick`.
         help: For `--help`.
-        choices: All that is possible; None for any of the type.
+        choices: All possible values; None if any value of the type is possible.
     """
 
     values: tuple[Value, ...]
@@ -40,11 +43,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Run:
-    """One point of a plan.
+    """One combination of settings.
 
     Attributes:
-        experiment: Its name.
-        settings: A value for every axis of the experiment, and whether the run is `quick`.
+        experiment: Name of the experiment.
+        settings: A value for every axis, and `quick` if the run is a quick one.
     """
 
     experiment: str
@@ -52,37 +55,20 @@ class Run:
 
     @property
     def key(self) -> str:
-        """What two runs share only if they are the same."""
+        """A text that is the same for two runs only if they are the same run."""
         return json.dumps([self.experiment, dict(self.settings)], sort_keys=True)
 
     @property
     def label(self) -> str:
-        """Readable, and the name of a folder."""
+        """A readable name, which is also the name of the run's folder."""
         return " ".join(f"{name}={value}" for name, value in self.settings.items() if name != "quick")
 
     @property
     def command(self) -> str:
-        """What repeats it."""
+        """The command that repeats the run."""
         options = [f"--{name.replace('_', '-')} {value}" for name, value in self.settings.items() if name != "quick"]
         quick = ["--quick"] if self.settings.get("quick") else []
         return " ".join(["python -m benchmarks", self.experiment, *options, *quick])
-
-
-@dataclass(frozen=True)
-class Context:
-    """Where and beside what a run happens: nothing that its figures depend on.
-
-    Attributes:
-        folder: For checkpoints and TensorBoard; what is there of an interrupted run is gone on with.
-        data_root: Where image data are.
-        progress: How the run is announced, as "3 of 48".
-        later: Seconds that the rest of the plan is expected to take; None if unknown.
-    """
-
-    folder: Path
-    data_root: str = "data"
-    progress: str = "1 of 1"
-    later: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,9 +77,9 @@ class Outcome:
 
     Attributes:
         metrics: Final figures by name, unrounded.
-        curves: By name of the figure.
-        seconds: What it took, all parts of an interrupted run together.
-        failed: Why the run ended early, if it did: figures are those of the part before.
+        curves: Curves by name.
+        seconds: Time of training and evaluation, before and after interruptions.
+        failed: Why the run ended early, if it did; the curves are those of the part before.
     """
 
     metrics: dict[str, float]
@@ -107,44 +93,52 @@ class Experiment(ABC):
 
     Implementing one:
 
-    1. Declare the class attributes. Everything that decides a figure is an axis or written down by `protocol`.
-    2. Implement `run`, which goes on with what an interrupted call left in its folder (`FitExperiment` does so for
-       whatever is a `fit` of the package).
-    3. Implement `report` and `figures`, which take any set of rows, also an empty one.
-    4. Add it to `benchmarks.experiments.EXPERIMENTS`.
+    1. Declare the class attributes. Everything that decides a figure is an axis, or stated by `protocol`.
+    2. Implement `run`, which continues what an interrupted call left in its folder. An experiment whose runs are fits
+       of the package derives from `benchmarks.fit_experiment.FitExperiment`, which does so.
+    3. Implement `report` and, if there are any, `figures`. Both take any set of rows, also an empty one.
+    4. Add it to `EXPERIMENTS` in `benchmarks/__main__.py`.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    """One line for `--help`."""
+    """One line for `--help` and the report."""
     axes: ClassVar[dict[str, Axis]]
+    claims: Sequence[Claim] = ()
+    """Questions that the rows answer, in the order of the report."""
 
     @abstractmethod
-    def run(self, settings: Mapping[str, Value], context: Context) -> Outcome:
-        """Run one point of the plan."""
+    def run(self, settings: Mapping[str, Value], folder: Path, data_root: str) -> Outcome:
+        """Run one combination of settings.
+
+        Args:
+            settings: A value for every axis.
+            folder: Where an interrupted run left its checkpoint, and this one leaves its own.
+            data_root: Folder of image data.
+        """
 
     @abstractmethod
     def protocol(self, settings: Mapping[str, Value]) -> dict[str, Value]:
-        """Return what the figures depend on besides the settings, in words and numbers."""
+        """Return what the figures depend on besides the settings."""
 
     @abstractmethod
     def report(self, rows: Sequence[Row]) -> list[str]:
-        """Return this experiment's part of RESULTS.md, as lines."""
+        """Return the tables of this experiment for RESULTS.md, as lines."""
 
     def figures(self, rows: Sequence[Row], folder: Path) -> list[Path]:
         """Draw figures into the folder and return their files."""
         return []
 
     def is_possible(self, settings: Mapping[str, Value]) -> bool:
-        """Whether this combination of values makes sense; a plan leaves the others out."""
+        """Return whether this combination makes sense; a plan leaves out the others."""
         return True
 
     def plan(self, values: Mapping[str, Sequence[Value]], *, quick: bool) -> list[Run]:
         """Return a run for every combination of values.
 
         Args:
-            values: For some axes, what to take in place of their defaults.
-            quick: Whether defaults are the quick ones.
+            values: Values of some axes, in place of their defaults.
+            quick: Whether the defaults are the quick ones.
         """
         chosen = [values.get(name) or (axis.quick if quick else axis.values) for name, axis in self.axes.items()]
         points = (dict(zip(self.axes, point, strict=True)) for point in itertools.product(*chosen))

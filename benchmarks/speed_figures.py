@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.charts import save
+from benchmarks.figures import save
 
 __all__ = ["draw_growth", "draw_steps"]
 

@@ -9,15 +9,24 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from benchmarks.__main__ import main
-from benchmarks.charts import Panel, band, draw
-from benchmarks.experiment import Context, Run
-from benchmarks.experiments import EXPERIMENTS
-from benchmarks.experiments.toy import Toy
-from benchmarks.progress import Progress
-from benchmarks.rows import Rows
-from benchmarks.seeds import Seeds
-from benchmarks.summary import Answer, extreme, grouped, late_log_mean, late_mean, quoted, seeds, stated
+from benchmarks.__main__ import EXPERIMENTS, main
+from benchmarks.comparison import (
+    Claim,
+    Finding,
+    Seeds,
+    answer,
+    extreme,
+    grouped,
+    late_log_mean,
+    late_mean,
+    seeds,
+    stated,
+)
+from benchmarks.experiment import Run
+from benchmarks.figures import Panel, band, draw
+from benchmarks.fit_experiment import KeepCurves
+from benchmarks.plan import Rows
+from benchmarks.toy import Toy
 
 TOY = {"target": 0.45, "steps": 100, "lr": 0.01, "estimator": "REBAR", "seed": 0, "quick": 1}
 
@@ -68,16 +77,19 @@ def test_rows_are_complete(finished, name, count):
 
 def test_report_has_tables_claims_and_figures(finished):
     report = (finished / "quick" / "RESULTS.md").read_text()
-    assert "| REBAR |" in report
-    assert "| StochasticBackprop | 0.0" in report
-    assert "| squares | 2 | StochasticBackprop-jump |" in report
-    assert "| StochasticBackprop-N4 | -4" in report
+    assert "| 0.45 | REBAR | 1 |" in report
+    assert "| 0.45 | StochasticBackprop | 1 | 0.0" in report
+    assert "| squares, 100 steps | seeds | final loss, d = 2 |" in report
+    assert "| StochasticBackprop-jump | 1 |" in report
+    assert "| StochasticBackprop-N4 | 1 | -4" in report
     assert "| series, N = 8 | 6.7337 |" in report
     for name in ("toy_100", "gamma_squares_100", "regression_1", "divergence"):
         assert f"figures/{name}.png)" in report
         assert (finished / "quick" / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "**no** (difference" not in report
-    assert "in all cases faster than the other estimators” (second paper, 6.1): not measured." in report  # no REINFORCE
+    assert "matter there where the series is truncated?** **Not run.**" in report  # no N = 8
+    assert "converge faster for gamma variables?** **Not run.**" in report  # no REINFORCE
+    assert "Does the truncated series diverge?** **Yes.**" in report
+    assert len(report.splitlines()) < 300
 
 
 def test_finished_runs_are_not_repeated(finished, tmp_path, capsys):
@@ -125,7 +137,7 @@ def test_jump_form_of_the_gamma_toy_is_not_the_sum_of_the_series(finished):
 
 def test_interrupted_run_goes_on_to_the_same_row(tmp_path, monkeypatch):
     def run(folder):
-        outcome = Toy().run(TOY, Context(tmp_path / folder))
+        outcome = Toy().run(TOY, tmp_path / folder, "data")
         return outcome.metrics, outcome.curves
 
     whole = run("whole")
@@ -135,12 +147,12 @@ def test_interrupted_run_goes_on_to_the_same_row(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "on_train_batch_end", interrupt)
+        patch.setattr(KeepCurves, "on_train_batch_end", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run("interrupted")
     assert (tmp_path / "interrupted" / "last.ckpt").exists()
     begun = []
-    monkeypatch.setattr(Progress, "on_train_start", lambda self, trainer, module: begun.append(trainer.global_step))
+    monkeypatch.setattr(KeepCurves, "on_train_start", lambda self, trainer, module: begun.append(trainer.global_step))
     assert run("interrupted") == whole
     assert begun == [40]
 
@@ -150,7 +162,7 @@ def test_run_that_fails_is_a_row(tmp_path, monkeypatch):
         if trainer.global_step == 30:
             raise FloatingPointError("loss is nan\nand more")
 
-    monkeypatch.setattr(Progress, "on_train_batch_end", fail)
+    monkeypatch.setattr(KeepCurves, "on_train_batch_end", fail)
     command("toy", "--steps", 100, "--lr", 0.01, "--estimator", "REBAR", "--quick", "--runs", tmp_path)
     (one,) = Rows(tmp_path / "quick").of("toy")
     assert one["failed"] == "loss is nan"
@@ -190,7 +202,9 @@ def test_damaged_row_is_refused_with_its_place(tmp_path, damage):
 
 @pytest.mark.parametrize("name", ["toy", "gamma", "regression", "divergence"])
 def test_report_of_nothing(name, tmp_path):
-    assert EXPERIMENTS[name].report([]) == ["No rows yet."]
+    assert EXPERIMENTS[name].report([]) == []
+    assert {finding.state for claim in EXPERIMENTS[name].claims for finding in claim.judge([])} <= {"not run"}
+    assert all(answer(claim, list(claim.judge([]))) == "**Not run.**" for claim in EXPERIMENTS[name].claims)
     assert EXPERIMENTS[name].figures([], tmp_path) == []
 
 
@@ -208,30 +222,56 @@ def test_claims_are_answered_by_the_rows():
         for name, values in found.items()
         for seed, value in enumerate(values)
     ]
-    unable, faster, struggle, exact = [line for line in EXPERIMENTS["toy"].report(rows) if line.startswith("- ")]
-    assert "**yes** in 2 of 3 (REINFORCE: 0 of 2 seeds find it; Concrete: 0 of 2" in unable
-    assert "**no** in 1 of 3 (REBAR: 2 of 2 seeds find it)" in unable
-    assert "**no** (5e-05 ± 1.4e-05 against 0.0007 ± 0.00014)" in faster
-    assert "**no** (REBAR below RELAX)" in struggle
-    assert "not measured" in exact
+    unable, faster, struggle, exact = (answer(c, list(c.judge(rows))) for c in EXPERIMENTS["toy"].claims[:4])
+    assert unable.startswith(
+        "**Yes in 2 of 3 comparisons.** REINFORCE finds it in 0 of 2 seeds; Concrete finds it in 0"
+    )
+    assert "REBAR finds it in 2 of 2 seeds. Of 3 comparisons, the claim holds in 2, does not hold in 1." in unable
+    assert faster == "**No.** Excess loss over training: REBAR 5e-05 ± 1.4e-05, REINFORCE 0.0007 ± 0.00014."
+    assert struggle.startswith("**No.** t = 0.499: mean excess loss of RELAX 0.00011")
+    assert "REBAR is below RELAX" in struggle
+    assert exact == "**Not run.**"
 
 
 def test_extreme_knows_ties_and_gaps():
     low, near, high = Seeds((1.0, 1.2)), Seeds((1.1, 1.3)), Seeds((3.0, 3.1))
-    assert extreme({"a": low, "b": high}, ["a"]) == Answer("yes")
-    assert extreme({"a": low, "b": near, "c": high}, ["a"]) == Answer("tie", "a a tie with b")
-    assert extreme({"a": high, "b": near}, ["a"]) == Answer("no", "b below a")
-    assert extreme({"a": high, "b": near}, ["a"], highest=True) == Answer("yes")
-    assert extreme({"a": low, "b": None}, ["a"]) == Answer("not measured")
+    assert extreme({"a": low, "b": high}, ["a"]) == ("holds", "a 1.1 ± 0.14, of the others best b 3.05 ± 0.071")
+    state, text = extreme({"a": low, "b": near, "c": high}, ["a"])
+    assert (state, text) == ("tie", "a 1.1 ± 0.14, of the others best b 1.2 ± 0.14 (a ties with b)")
+    state, text = extreme({"a": high, "b": near}, ["a"])
+    assert (state, text) == ("does not hold", "a 3.05 ± 0.071, of the others best b 1.2 ± 0.14 (b is below a)")
+    assert extreme({"a": high, "b": near}, ["a"], highest=True)[0] == "holds"
+    assert extreme({"a": low, "b": None}, ["a"]) == ("not run", "")
 
 
-def test_quoted_counts_places():
-    line = quoted(
-        "q", "s", "b.", {"x": Answer("yes"), "y": Answer("no", "d"), "z": Answer("tie"), "w": Answer("not measured")}
+def test_answers_count_findings():
+    states = ("holds", "does not hold", "tie", "smaller than claimed", "not run")
+    findings = [
+        Finding(name, "a against b", state, name, one_seed=name == "x", differences={"loss": gap})
+        for name, state, gap in zip("xyzwv", states, (1.0, -2.0, 0.1, 0.5, 9.0), strict=True)
+    ]
+    claim = Claim("?", "a is above b.", None, lambda rows: findings)
+    assert answer(claim, findings) == (
+        "**Yes in 1 of 4 comparisons.** a against b: loss -2.00 to +1.00. Of 4 comparisons, the claim holds in 1, is "
+        "smaller than claimed in 1, is undecided (a tie) in 1, does not hold in 1. 1 of 4 comparisons rest on one seed."
     )
-    assert (
-        line == "- “q” (s): **yes** in 1 of 3, **not decided** in 1 of 3, **no** in 1 of 3 (y: d), not measured: w. b."
-    )
+    assert answer(claim, findings[1:3]).startswith("**No.**")
+    assert answer(claim, findings[2:3]).startswith("**Undecided.**")
+    assert answer(claim, findings[:1]).startswith("**Yes.**")
+    denied = Claim("?", "It does not.", None, lambda rows: findings, denied=True)
+    assert answer(denied, findings[:1]).startswith("**No.**")
+    assert answer(denied, findings[:2]).startswith("**Yes in 1 of 2 comparisons.**")
+    assert answer(claim, findings[4:]) == "**Not run.**"
+
+
+def test_what_each_run_was_done_with_is_printed(finished, capsys):
+    command("runs", "toy", "divergence", "--quick", "--runs", finished)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split("\t") == ["seconds", "commit", "date", "threads", "torch", "processor", "command"]
+    rows = [row for name in ("toy", "divergence") for row in Rows(finished / "quick").of(name)]
+    for line, one in zip(lines, rows, strict=True):
+        seconds, commit, *_, words = line.split("\t")
+        assert (float(seconds), commit, words) == (one["seconds"], one["commit"], one["command"])
 
 
 def test_summaries_of_rows():

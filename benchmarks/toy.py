@@ -1,4 +1,4 @@
-"""One Bernoulli variable: Figures 1 and 2 of the first paper."""
+"""One Bernoulli variable: Figures 1 and 2 of Grathwohl et al. (2018)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.experiment import Axis, Context, Row, Value
-from benchmarks.experiments.toy_report import figures, report
-from benchmarks.fits import FitExperiment, Settings
-from benchmarks.progress import logged_curves
-from benchmarks.summary import late_log_mean, late_mean
+from benchmarks import toy_report
+from benchmarks.comparison import late_log_mean, late_mean
+from benchmarks.experiment import Axis, Row, Value
+from benchmarks.fit_experiment import FitExperiment, Settings, logged_curves
 from lightning_estimators.cli import EstimatorCLI
 
 __all__ = ["Toy"]
@@ -31,15 +30,15 @@ ESTIMATORS: dict[str, Settings] = {
     "StochasticBackprop": {"class_path": "StochasticBackprop"},
 }
 
-RELAXED = ("REBAR", "RELAX")
 RELAXATION = "toy/relaxation at noise u"
 
 
 class Toy(FitExperiment):
-    """First paper, 5.1, Figures 1 and 2."""
+    """The toy experiment of Grathwohl et al. (2018), section 5.1, Figures 1 and 2."""
 
     name = "toy"
-    summary = "One Bernoulli variable, f(b) = (b - t)² (first paper 5.1, Figures 1 and 2)."
+    summary = "One Bernoulli variable b, f(b) = (b - t)²: Grathwohl et al. (2018), section 5.1."
+    claims = toy_report.CLAIMS
     axes: ClassVar[dict[str, Axis]] = {
         "target": Axis((0.45, 0.499), (0.45,), "t"),
         "steps": Axis((10_000,), (200,), "optimizer steps, one sample each; a multiple of 100"),
@@ -55,15 +54,15 @@ class Toy(FitExperiment):
     }
 
     def is_possible(self, settings: Mapping[str, Value]) -> bool:
-        """Whether there is something to learn at a fixed θ."""
-        return float(settings["lr"]) > 0 or settings["estimator"] in RELAXED
+        """Return whether there is anything to learn: at a fixed θ only control variates learn."""
+        return float(settings["lr"]) > 0 or settings["estimator"] in ("REBAR", "RELAX")
 
     def config(self, settings: Mapping[str, Value]) -> str:
         """Return the file of the toy."""
         return "toy.yaml"
 
-    def changes(self, settings: Mapping[str, Value], context: Context) -> Settings:
-        """Return target, estimator and budget: ten epochs, a hundred records."""
+    def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
+        """Return target, estimator and budget: ten epochs, with a hundred measurements."""
         steps = int(settings["steps"])
         if steps < 100 or steps % 100:
             raise ValueError(f"the toy takes a multiple of 100 steps, got {steps}.")
@@ -119,9 +118,9 @@ class Toy(FitExperiment):
         return metrics
 
     def report(self, rows: Sequence[Row]) -> list[str]:
-        """Return tables, and what the paper says of them."""
-        return report(rows)
+        """Return a table of optimization, and one of relaxations at a fixed θ."""
+        return toy_report.report(rows)
 
     def figures(self, rows: Sequence[Row], folder: Path) -> list[Path]:
-        """Draw loss, θ, variance and relaxation, a row for each target."""
-        return figures(rows, folder)
+        """Draw loss, θ, variance and relaxation."""
+        return toy_report.figures(rows, folder)

@@ -32,7 +32,7 @@ COLORS = {
     "StochasticBackprop-N8": "C8",
     "StochasticBackprop-jump": "C9",
 }
-"""An estimator has one color in all figures; those that share one never meet."""
+"""The color of an estimator in all figures; two that share a color are never in the same figure."""
 
 
 @dataclass(frozen=True)

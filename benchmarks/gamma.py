@@ -1,20 +1,18 @@
-"""Gamma variables: Figures 1 and 2 of the second paper."""
+"""Gamma variables: Figures 1 and 2 of Echraibi et al. (2020)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from benchmarks.charts import Panel, curves_of, draw
-from benchmarks.experiment import Axis, Context, Curve, Row, Value
-from benchmarks.fits import FitExperiment, Settings
-from benchmarks.progress import logged_curves
-from benchmarks.seeds import Difference, Seeds
-from benchmarks.summary import Answer, extreme, failures, grouped, late_log_mean, quoted, seeds, stated, table
+from benchmarks.comparison import Claim, Difference, Finding, extreme, grouped, late_log_mean, seeds, stated, table
+from benchmarks.experiment import Axis, Curve, Row, Value
+from benchmarks.figures import Panel, curves_of, draw
+from benchmarks.fit_experiment import FitExperiment, Settings, logged_curves
 from lightning_estimators.cli import EstimatorCLI
 from lightning_estimators.modules import GammaToyModel
 from lightning_estimators.objectives import Objective, Separable
@@ -33,20 +31,102 @@ JUMP = "StochasticBackprop-jump"
 
 
 class UnsummedGammaToy(GammaToyModel):
-    """The same costs, which do not say that they end the series: stochastic backpropagation takes its jump form."""
+    """The gamma toy with costs whose series cannot be summed: stochastic backpropagation takes its jump form."""
 
     def cost(self) -> Objective:
-        """Return f."""
+        """Return f as a function of which only the values and slopes are known."""
         if self.problem == "squares":
             return Separable(lambda z: (z - self.target).square())
         return Separable(lambda z: torch.exp(-self.target * z))
 
 
+METRICS = {
+    "loss_per_variable": "final loss",
+    "mean_loss_per_variable": "mean loss",
+    "log_variance": "log-variance",
+}
+"""Columns of the tables; losses are exact, and per variable."""
+
+
+def _of(rows: Sequence[Row], name: str) -> list[Row]:
+    return [row for row in rows if row["settings"]["estimator"] == name]
+
+
+def _count(rows: Sequence[Row]) -> str:
+    """Return the number of seeds, as "2 to 5" if it differs between numbers of variables."""
+    counts = {len(part) for part in grouped(rows, "dimension").values()}
+    return " to ".join(map(str, sorted({min(counts), max(counts)})))
+
+
+def _lowest(metric: str, name: str, leave_out: str) -> Callable[[Sequence[Row]], Iterator[Finding]]:
+    def judge(rows: Sequence[Row]) -> Iterator[Finding]:
+        for (problem, dimension), part in grouped(rows, "problem", "dimension").items():
+            figures = {one: seeds(_of(part, one), metric) for one in ESTIMATORS if one != leave_out}
+            state, text = extreme(figures, [name])
+            yield Finding(f"{problem}, d = {dimension}", name, state, text)
+
+    return judge
+
+
+def _competitive(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Judge whether the variance is at most twice that of the pathwise gradient, or a tie with it."""
+    for (problem, dimension), part in grouped(rows, "problem", "dimension").items():
+        ours, pathwise = (seeds(_of(part, name), "log_variance") for name in ("StochasticBackprop", "Pathwise"))
+        where = f"{problem}, d = {dimension}"
+        if ours is None or pathwise is None:
+            yield Finding(where, "StochasticBackprop against Pathwise", "not run")
+            continue
+        difference = Difference(ours, pathwise)
+        near = difference.value < math.log(2) or difference.sign == 0
+        yield Finding(
+            where,
+            "StochasticBackprop against Pathwise",
+            "holds" if near else "does not hold",
+            f"log-variance {difference}",
+            difference.error is None,
+            {"log-variance": difference.value},
+        )
+
+
+def _by_problem(findings: Sequence[Finding]) -> str:
+    """Say for which costs a claim holds, and what speaks against it elsewhere."""
+    held = [finding.setting for finding in findings if finding.state == "holds"]
+    against = [f"{f.setting}: {f.text}" for f in findings if f.text and f.state != "holds"]
+    return "; ".join([*([f"so for {'; '.join(held)}; not for"] if held and against else []), *against]).replace(
+        "not for; ", "not for "
+    )
+
+
+CLAIMS = (
+    Claim(
+        "Does stochastic backpropagation converge faster for gamma variables?",
+        "It converges to the minimal value in all cases faster than the other estimators.",
+        "Echraibi et al. (2020), section 6.1",
+        _lowest("mean_loss_per_variable", "StochasticBackprop", leave_out=JUMP),
+        _by_problem,
+    ),
+    Claim(
+        "Is its variance there about that of the pathwise gradient?",
+        "The variance of the gradient is competitive with the pathwise gradient.",
+        "Echraibi et al. (2020), section 6.1",
+        _competitive,
+    ),
+    Claim(
+        "Does the jump form, too, converge faster for gamma variables?",
+        "Its mean loss over training is below that of pathwise gradient, score function and G-REP.",
+        None,
+        _lowest("mean_loss_per_variable", JUMP, leave_out="StochasticBackprop"),
+        _by_problem,
+    ),
+)
+
+
 class Gamma(FitExperiment):
-    """Second paper, 6.1, Figures 1 and 2."""
+    """The toy experiments of Echraibi et al. (2020), section 6.1, Figures 1 and 2."""
 
     name = "gamma"
-    summary = "Gamma variables, squares and exponentials (second paper 6.1, Figures 1 and 2)."
+    summary = "Gamma variables under squares and exponentials: Echraibi et al. (2020), section 6.1."
+    claims = CLAIMS
     axes: ClassVar[dict[str, Axis]] = {
         "problem": Axis(("squares", "exponentials"), ("squares",), "f", ("squares", "exponentials")),
         "dimension": Axis((1, 10, 100), (1, 10), "number of variables d"),
@@ -60,8 +140,8 @@ class Gamma(FitExperiment):
         """Return the file of the toy."""
         return "gamma_toy.yaml"
 
-    def changes(self, settings: Mapping[str, Value], context: Context) -> Settings:
-        """Return problem, estimator and budget: five epochs, a hundred records."""
+    def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
+        """Return problem, estimator and budget: five epochs, with a hundred measurements."""
         steps = int(settings["steps"])
         if steps < 100 or steps % 100:
             raise ValueError(f"the gamma toy takes a multiple of 100 steps, got {steps}.")
@@ -111,35 +191,22 @@ class Gamma(FitExperiment):
         }
 
     def report(self, rows: Sequence[Row]) -> list[str]:
-        """Return tables, and what the paper says of them."""
-        lines = []
-        for (steps,), group in grouped(rows, "steps").items():
-            cells = {
-                (problem, dimension): {
-                    name: {metric: seeds(by.get((name,), []), metric) for metric in METRICS} for name in ESTIMATORS
-                }
-                for (problem, dimension), part in grouped(group, "problem", "dimension").items()
-                for by in [grouped(part, "estimator")]
-            }
-            lines.append(f"\n{steps} steps; exact loss per variable, its mean over training, log-variance at the end:")
-            head = ("f", "d", "estimator", "loss", "mean loss", "log-variance", "n")
-            lines += table(
-                head,
+        """Return a table for each cost, with a column of every metric for each number of variables."""
+        lines: list[str] = []
+        for (steps, problem), group in grouped(rows, "steps", "problem").items():
+            columns = grouped(group, "dimension")
+            labels = [f"{label}, d = {d}" for (d,) in columns for label in METRICS.values()]
+            body = [
                 [
-                    (
-                        str(problem),
-                        str(dimension),
-                        name,
-                        *(stated(figure[m], 4) for m in METRICS),
-                        _n(figure["loss_per_variable"]),
-                    )
-                    for (problem, dimension), figures in cells.items()
-                    for name, figure in figures.items()
-                    if figure["loss_per_variable"] is not None
-                ],
-            )
-            lines += _claims({f"{problem}, d = {d}": figures for (problem, d), figures in cells.items()})
-        return [*(lines or ["No rows yet."]), *failures(rows)]
+                    name,
+                    _count(_of(group, name)),
+                    *(stated(seeds(_of(part, name), metric)) for part in columns.values() for metric in METRICS),
+                ]
+                for name in ESTIMATORS
+                if _of(group, name)
+            ]
+            lines += table([f"{problem}, {steps} steps", "seeds", *labels], body)
+        return lines
 
     def figures(self, rows: Sequence[Row], folder: Path) -> list[Path]:
         """Draw loss over variance, a figure for each f, a column for each dimension."""
@@ -157,53 +224,3 @@ class Gamma(FitExperiment):
                 lower.append(Panel(title, "step", "log-variance of the gradient", lines("log_variance")))
             files.append(draw([*upper, *lower], folder / f"gamma_{problem}_{steps}.png", columns=len(upper)))
         return files
-
-
-METRICS = ("loss_per_variable", "mean_loss_per_variable", "log_variance")
-
-Figures = Mapping[str, Mapping[str, Seeds | None]]
-
-
-def _n(figure: Seeds | None) -> str:
-    return "0" if figure is None else str(figure.n)
-
-
-def _claims(places: Mapping[str, Figures]) -> list[str]:
-    ours = "StochasticBackprop"
-
-    def lowest(metric: str, names: Sequence[str], leave: Sequence[str]) -> dict[str, Answer]:
-        return {
-            place: extreme({name: part[metric] for name, part in figures.items() if name not in leave}, names)
-            for place, figures in places.items()
-        }
-
-    return [
-        quoted(
-            "The stochastic backpropagation estimator converges to the minimal value in all cases faster than the "
-            "other estimators",
-            "second paper, 6.1",
-            "By the exact loss, mean over training.",
-            lowest("mean_loss_per_variable", [ours], [JUMP]),
-        ),
-        quoted(
-            "the variance of the gradient is competitive with the pathwise gradient",
-            "second paper, 6.1",
-            "By the log-variance at the end: at most log 2 above, or a tie.",
-            {place: _competitive(figures[ours], figures["Pathwise"]) for place, figures in places.items()},
-        ),
-        quoted(
-            "The jump form, too, converges faster than pathwise gradients, score function and G-REP",
-            "ours",
-            "By the exact loss, mean over training.",
-            lowest("mean_loss_per_variable", [JUMP], [ours]),
-        ),
-    ]
-
-
-def _competitive(ours: Mapping[str, Seeds | None], pathwise: Mapping[str, Seeds | None]) -> Answer:
-    one, other = ours["log_variance"], pathwise["log_variance"]
-    if one is None or other is None:
-        return Answer("not measured")
-    difference = Difference(one, other)
-    near = difference.value < math.log(2) or difference.sign == 0
-    return Answer("yes" if near else "no", f"{difference.value:+.2f}")

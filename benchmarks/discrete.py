@@ -1,20 +1,20 @@
-"""Discrete latents under images: the tables of both papers."""
+"""Discrete latents under images: the image experiments of Grathwohl et al. (2018) and Echraibi et al. (2020)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from benchmarks.experiment import Axis, Context, Row, Value
-from benchmarks.experiments import discrete_report
-from benchmarks.fits import FitExperiment, Settings
-from benchmarks.progress import logged_curves
-from benchmarks.summary import late_log_mean
+from benchmarks import discrete_report
+from benchmarks.comparison import late_log_mean
+from benchmarks.discrete_claims import CLAIMS
+from benchmarks.experiment import Axis, Row, Value
+from benchmarks.fit_experiment import FitExperiment, Settings, logged_curves
 from lightning_estimators.cli import EstimatorCLI
 from lightning_estimators.datamodules.batches import Batches
 
@@ -29,35 +29,27 @@ ESTIMATORS: dict[str, Settings] = {
     "StochasticBackprop": {"class_path": "StochasticBackprop"},
 }
 
-MODELS = (
-    "bernoulli_linear",
-    "bernoulli_two_layer",
-    "bernoulli_nonlinear",
-    "categorical_linear",
-    "categorical_nonlinear",
-)
-
 
 class TrainELBO(pl.Callback):
-    """Logs `train/elbo` after each epoch: of the first training images, at hard samples whatever the estimator does.
+    """Logs `train/elbo` after each epoch, at hard samples of the latents also if the estimator relaxes them.
 
     Args:
-        num_images: How many images.
+        num_images: Number of training images, of which the first are taken.
     """
 
     def __init__(self, num_images: int = 10_000) -> None:
         self.num_images = num_images
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log it."""
+        """Evaluate the ELBO and log it."""
         elbo = train_elbo(trainer, pl_module, self.num_images, seed=trainer.current_epoch)
         for logger in trainer.loggers:
             logger.log_metrics({"train/elbo": elbo}, step=trainer.global_step)
 
 
 def train_elbo(trainer: pl.Trainer, module: Any, num_images: int | None, seed: int) -> float:
-    """Return the ELBO of training images, at one hard sample of the latents of each."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    """Return the ELBO of training images, with one hard sample of the latents for each image."""
+    data = cast(Any, trainer).datamodule
     batches = Batches(data.splits.train[:num_images], 100)
     with isolate_rng(include_cuda=module.device.type == "cuda"):
         torch.manual_seed(seed)
@@ -66,12 +58,18 @@ def train_elbo(trainer: pl.Trainer, module: Any, num_images: int | None, seed: i
 
 
 class Discrete(FitExperiment):
-    """First paper, 5.2 and its table; second paper, appendix B, Tables 1 and 2, Figures 5 and 6."""
+    """Section 5.2 of Grathwohl et al. (2018) and appendix B of Echraibi et al. (2020)."""
 
     name = "discrete"
-    summary = "Sigmoid belief networks and discrete VAEs on MNIST and Omniglot (first paper 5.2; second paper, app. B)."
+    summary = "Sigmoid belief networks and discrete VAEs on MNIST and Omniglot."
+    claims = CLAIMS
     axes: ClassVar[dict[str, Axis]] = {
-        "model": Axis(MODELS, ("bernoulli_linear", "categorical_nonlinear"), "configs/mnist_MODEL.yaml", MODELS),
+        "model": Axis(
+            tuple(discrete_report.MODELS),
+            ("bernoulli_linear", "categorical_nonlinear"),
+            "model, of configs/mnist_MODEL.yaml",
+            tuple(discrete_report.MODELS),
+        ),
         "data": Axis(("MNIST", "Omniglot"), ("Digits",), "data set", ("MNIST", "Omniglot", "Digits")),
         "lr": Axis((1e-4,), (1e-3,), "Adam's learning rate; ten times that for the estimator's own parameters"),
         "epochs": Axis((500,), (2,), "passes over the training images"),
@@ -89,15 +87,15 @@ class Discrete(FitExperiment):
     }
 
     def is_possible(self, settings: Mapping[str, Value]) -> bool:
-        """Whether only the exact rule takes several samples."""
+        """Return whether the estimator takes so many samples: only the exact rule is run with several."""
         return settings["samples"] == 1 or settings["estimator"] == "StochasticBackprop"
 
     def config(self, settings: Mapping[str, Value]) -> str:
         """Return the file of the model."""
         return f"mnist_{settings['model']}.yaml"
 
-    def changes(self, settings: Mapping[str, Value], context: Context) -> Settings:
-        """Return estimator, learning rates, budget and what is measured."""
+    def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
+        """Return estimator, learning rates, budget, data and what is measured."""
         quick, lr = bool(settings.get("quick")), float(settings["lr"])
         estimator = dict(ESTIMATORS[str(settings["estimator"])])
         estimator["init_args"] = {**estimator.get("init_args", {}), "num_samples": settings["samples"]}
@@ -114,7 +112,7 @@ class Discrete(FitExperiment):
             model["num_categories"] = 3
         data: Settings = {"class_path": f"lightning_estimators.datamodules.{settings['data']}"}
         if settings["data"] != "Digits":
-            data["init_args"] = {"root": context.data_root, "batch_size": 100, "binarization": "static"}
+            data["init_args"] = {"root": data_root, "batch_size": 100, "binarization": "static"}
         return {
             "seed_everything": settings["seed"],
             "trainer": {
@@ -124,7 +122,7 @@ class Discrete(FitExperiment):
                 "callbacks": [
                     {"class_path": callbacks, "init_args": {"method": "fresh", "num_samples": 10, **every}},
                     {"class_path": callbacks, "init_args": {"method": "moments", "prefix": "adam", **every}},
-                    {"class_path": "benchmarks.experiments.discrete.TrainELBO"},
+                    {"class_path": "benchmarks.discrete.TrainELBO"},
                 ],
             },
             "model": {"init_args": model},
@@ -163,9 +161,16 @@ class Discrete(FitExperiment):
         return metrics
 
     def report(self, rows: Sequence[Row]) -> list[str]:
-        """Return claims with their verdicts, and tables."""
-        return discrete_report.report(rows)
+        """Return a table for each model, and one of the protocols."""
+        settings = discrete_report.settings_of(rows)
+        lines: list[str] = []
+        for model in discrete_report.MODELS:
+            if of_model := [setting for setting in settings if setting.model == model]:
+                lines += discrete_report.lines_of(model, of_model)
+        if lines:
+            lines += ["\n### Protocols", *discrete_report.protocols(settings), discrete_report.machines(rows)]
+        return lines
 
     def figures(self, rows: Sequence[Row], folder: Path) -> list[Path]:
-        """Draw a figure for each table."""
+        """Draw a figure for each model, data set and budget."""
         return discrete_report.figures(rows, folder)

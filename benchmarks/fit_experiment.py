@@ -1,0 +1,213 @@
+"""Experiments whose runs are a `fit` of the package's command line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import time
+import warnings
+from abc import abstractmethod
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import yaml
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers.logger import Logger
+
+from benchmarks.experiment import Curve, Experiment, Outcome, Value
+from lightning_estimators.cli import EstimatorCLI
+
+__all__ = ["CurveLogger", "FitExperiment", "KeepCurves", "Settings", "logged_curves"]
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+Settings = dict[str, Any]
+"""A part of a configuration file."""
+
+
+class FitExperiment(Experiment):
+    """An experiment whose runs are a `fit` of the package's command line, and an evaluation.
+
+    A run is `lightning-estimators fit --config configs/FILE.yaml --config run.yaml`, where `run.yaml`, written into the
+    folder of the run, has what differs from the file. TensorBoard's events and the checkpoint from which an interrupted
+    run continues lie beside it.
+
+    Implementing one, besides what `Experiment` asks: `config`, `changes`, `evaluate`, and `curve_names`.
+    """
+
+    checkpoint_every: ClassVar[int] = 1
+    """Epochs between checkpoints."""
+    curve_names: ClassVar[dict[str, str]]
+    """Which logged figures rows keep: name in the row by name in the log."""
+    curve_points: ClassVar[int] = 100
+    """Largest number of points that a row keeps of a curve, evenly spaced."""
+
+    @abstractmethod
+    def config(self, settings: Mapping[str, Value]) -> str:
+        """Return the name of a file in `configs/`."""
+
+    @abstractmethod
+    def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
+        """Return what differs from that file."""
+
+    @abstractmethod
+    def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
+        """Return the final figures of the trained model."""
+
+    def run(self, settings: Mapping[str, Value], folder: Path, data_root: str) -> Outcome:
+        """Fit, from the checkpoint in the folder if there is one, and evaluate."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path, checkpoint = folder / "run.yaml", folder / "last.ckpt"
+        path.write_text(yaml.safe_dump(self._changes(settings, folder, data_root), sort_keys=False))
+        files = ["--config", str(CONFIGS / self.config(settings)), "--config", str(path)]
+        resume = ["--ckpt_path", str(checkpoint)] if checkpoint.exists() else []
+        begun: list[EstimatorCLI] = []
+
+        class Command(EstimatorCLI):
+            def before_fit(self) -> None:
+                begun.append(self)  # a fit that fails does not return from the constructor
+
+        metrics, failed, evaluating = {}, None, 0.0
+        with _quiet(), _interruptible():
+            try:
+                Command(["fit", *files, *resume])
+                begin = time.monotonic()
+                metrics = self.evaluate(begun[0], settings)
+                evaluating = time.monotonic() - begin
+            except FloatingPointError as error:
+                failed = str(error).splitlines()[0]
+        trainer: Any = begun[0].trainer
+        training = next(callback for callback in trainer.callbacks if isinstance(callback, Timer)).time_elapsed()
+        logged = logged_curves(trainer)
+        curves = {
+            name: thinned(logged[key], self.curve_points) for key, name in self.curve_names.items() if key in logged
+        }
+        return Outcome(metrics, curves, training + evaluating, failed)
+
+    def _changes(self, settings: Mapping[str, Value], folder: Path, data_root: str) -> Settings:
+        changes = self.changes(settings, data_root)
+        tensorboard = {"save_dir": str(folder), "name": "", "version": "", "default_hp_metric": False}
+        trainer = {
+            "enable_progress_bar": sys.stdout.isatty(),
+            "enable_model_summary": False,
+            "accelerator": "auto",
+            "logger": [
+                {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": tensorboard},
+                {"class_path": "benchmarks.fit_experiment.CurveLogger"},
+            ],
+            "callbacks": [
+                *changes["trainer"].get("callbacks", []),
+                # The default interval is an enumeration, which cannot be written into a configuration file.
+                {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"interval": "step"}},
+                {"class_path": "benchmarks.fit_experiment.KeepCurves"},
+            ],
+        }
+        checkpoint = {
+            "dirpath": str(folder),
+            "filename": "last",
+            "save_last": False,
+            "save_top_k": 1,
+            "every_n_epochs": self.checkpoint_every,
+            "enable_version_counter": False,
+        }
+        return changes | {"trainer": changes["trainer"] | trainer, "checkpoint": checkpoint}
+
+
+class CurveLogger(Logger):
+    """Keeps in memory what is logged, by name; `KeepCurves` carries it through checkpoints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.curves: dict[str, Curve] = {}
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "curves"
+
+    @property
+    def version(self) -> int:
+        """There is one version only."""
+        return 0
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> dict[str, Curve]:
+        """The curves."""
+        return self.curves
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: rows have the settings."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add a point to each curve."""
+        for name, value in metrics.items():
+            curve = self.curves.setdefault(name, {"step": [], "value": []})
+            curve["step"].append(-1 if step is None else step)
+            curve["value"].append(float(value))
+
+
+class KeepCurves(pl.Callback):
+    """Saves the curves of `CurveLogger` in checkpoints, so that those of a resumed run are whole."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find the logger."""
+        self._curves = logged_curves(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curves so far."""
+        return {"curves": self._curves}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the curves of the checkpoint."""
+        self._curves.clear()
+        self._curves.update(state_dict["curves"])
+
+
+def logged_curves(trainer: pl.Trainer) -> dict[str, Curve]:
+    """Return what a run has logged, by name."""
+    return next(logger.curves for logger in trainer.loggers if isinstance(logger, CurveLogger))
+
+
+def thinned(curve: Curve, points: int) -> Curve:
+    """Return a curve of at most so many points, evenly spaced, the last one included."""
+    steps, values = curve["step"], curve["value"]
+    every = max(1, -(-len(steps) // points))
+    kept: Sequence[int] = range((len(steps) - 1) % every, len(steps), every)
+    return {"step": [steps[i] for i in kept], "value": [values[i] for i in kept]}
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise the interruption that Lightning turns into an exit, and undo that it ignores the next one."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning's remarks on each run: a plan has many runs."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
