@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_estimators.arguments import CheckedArguments
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -33,8 +35,8 @@ class Unrecorded:
     what: str
 
 
-class Configurable:
-    """Mixin that records the constructor call of every instance, subclasses' included.
+class Configurable(CheckedArguments):
+    """Mixin that checks and records the constructor call of every instance, subclasses' included.
 
     Inherit it before the other bases: `class MyNetwork(Configurable, nn.Module)`. Nothing else is needed. Arguments are
     written down when the object is built (later changes of a list that was passed do not matter), as plain values that
@@ -53,7 +55,7 @@ class Configurable:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Record the call; `__new__` sees it once and whole, however many constructors call one another."""
-        self = super().__new__(cls)
+        self = super().__new__(cls, *args, **kwargs)
         self.__dict__["_init_args"] = _call_arguments(cls, args, kwargs)
         return self
 
