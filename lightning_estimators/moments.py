@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["GradientMoments", "GradientStatistics"]
+__all__ = ["GradientMoments", "GradientStatistics", "flatten"]
 
 
 @dataclass(frozen=True)
@@ -157,3 +157,12 @@ class GradientMoments:
         shift = mean - old_mean
         between = self._squares(shift.unsqueeze(0)) * (before * count / total)
         self._running[name] = (total, old_mean + shift * (count / total), old_squares + squares + between)
+
+
+def flatten(gradients: Iterable[Tensor]) -> Tensor:
+    """Join gradients to one vector, in at least float32: half precision would round differences between estimates away.
+
+    Args:
+        gradients: Of any shapes.
+    """
+    return torch.cat([g.detach().reshape(-1).to(torch.promote_types(g.dtype, torch.float32)) for g in gradients])

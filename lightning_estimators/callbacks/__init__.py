@@ -2,8 +2,8 @@
 
 from lightning_estimators.callbacks.gradient_variance import GradientVariance
 from lightning_estimators.callbacks.reconstructions import Reconstructions
-from lightning_estimators.callbacks.sigterm import SaveOnSigterm
 from lightning_estimators.modules.exact_resume import ExactResume
 from lightning_estimators.modules.finite_training import FiniteTraining
+from lightning_estimators.modules.sigterm import SaveOnSigterm
 
 __all__ = ["ExactResume", "FiniteTraining", "GradientVariance", "Reconstructions", "SaveOnSigterm"]

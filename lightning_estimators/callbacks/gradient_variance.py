@@ -7,10 +7,10 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
-from lightning_estimators.callbacks.fresh import fresh_statistics
-from lightning_estimators.callbacks.moments import model_optimizers, moment_statistics, refusal
-from lightning_estimators.callbacks.statistics import GroupStatistics
+from lightning_estimators.callbacks.adam_moments import model_optimizers, moment_statistics, refusal
+from lightning_estimators.callbacks.fresh_gradients import fresh_statistics
 from lightning_estimators.logged_steps import step_is_logged
+from lightning_estimators.moments import GradientStatistics
 
 __all__ = ["GradientVariance"]
 
@@ -162,7 +162,7 @@ class GradientVariance(pl.Callback):
         always = self.every_n_steps is None or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         return always or (trainer.global_step + 1) % self.every_n_steps < period  # type: ignore[operator]
 
-    def _log(self, trainer: pl.Trainer, statistics: dict[str, GroupStatistics]) -> None:
+    def _log(self, trainer: pl.Trainer, statistics: dict[str, GradientStatistics]) -> None:
         named = {
             f"{self.prefix}/{group}/{name}": figure
             for group, of_group in statistics.items()

@@ -24,6 +24,7 @@ from lightning_estimators.modules.recorded import RecordedModule
 from lightning_estimators.modules.refusals import check_costs, refuse_unsupported
 from lightning_estimators.modules.seeded import TRAIN, EvaluationNoise, SeededModule
 from lightning_estimators.modules.sharding import AverageWholeParameters
+from lightning_estimators.modules.sigterm import SaveOnSigterm
 
 __all__ = ["EstimatorModule"]
 
@@ -43,7 +44,8 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
     - A step that is not finite stops training by name, before it reaches weights or checkpoints
       (`callbacks.FiniteTraining`).
     - Checkpoints from which the module can be built again (`RecordedModule`), and which a kill or a full disk cannot
-      destroy (`checkpoint_io.DurableCheckpointIO`).
+      destroy (`checkpoint_io.DurableCheckpointIO`); one more when the process is asked to end
+      (`callbacks.SaveOnSigterm`).
 
     Implementing one:
 
@@ -120,7 +122,7 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         self.lr_scheduler_interval = lr_scheduler_interval
         self.latest_costs: Tensor | None = None
         self._resume = ExactResume()
-        self._callbacks = [EvaluationNoise(), AverageWholeParameters(), FiniteTraining(), self._resume]
+        self._callbacks = [EvaluationNoise(), AverageWholeParameters(), FiniteTraining(), self._resume, SaveOnSigterm()]
         self._hooks_that_ran: set[str] = set()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -221,7 +223,9 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         self._hooks_that_ran.add("configure_callbacks")
         refuse_unsupported(self.trainer, self)
         make_durable(self.trainer)
-        return list(self._callbacks)
+        given = self.trainer.callbacks  # type: ignore[attr-defined]
+        # Lightning would put ours in the place of one that the user has given settings of its own.
+        return [c for c in self._callbacks if not any(isinstance(g, type(c)) and g is not c for g in given)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the seed of the noise; refuse to save weights that are not finite.

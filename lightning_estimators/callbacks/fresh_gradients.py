@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_estimators.callbacks.isolation import isolated
-from lightning_estimators.callbacks.statistics import GroupStatistics, flatten
 from lightning_estimators.counter_noise import counter_noise
 from lightning_estimators.distributions import distribution_parameters
 from lightning_estimators.model_parts import gradient_estimators, parameter_groups
 from lightning_estimators.modules import EstimatorModule
+from lightning_estimators.moments import GradientMoments, GradientStatistics, flatten
 
 __all__ = ["fresh_statistics"]
 
@@ -29,7 +29,7 @@ Calls = dict[str, list[list[Tensor]]]
 
 def fresh_statistics(
     trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int, num_samples: int
-) -> dict[str, GroupStatistics]:
+) -> dict[str, GradientStatistics]:
     """Estimate the gradient of the mean loss `num_samples` times on one batch, leaving no trace in the module.
 
     Args:
@@ -44,35 +44,35 @@ def fresh_statistics(
         averaged over processes; equal on all of them.
     """
     groups = parameter_groups(module)
-    # Welford's recursion: one mean per group is kept, and the squared deviations only in sum over the entries.
-    means: dict[str, Tensor] = {}
-    squares: dict[str, Tensor] = {}
+    moments = GradientMoments(per_entry=False)
     for k in range(num_samples):
         # Isolated one by one: a running statistic that has seen the draws before would not be the step's.
         context = trainer.precision_plugin.train_step_context()
         with isolated(module), torch.enable_grad(), _noise(trainer, module, k), context:
             gradients = _gradients(module, groups, batch, batch_idx)
-        for name, gradient in gradients.items():
-            mean = means.setdefault(name, torch.zeros_like(gradient))
-            deviation = gradient - mean
-            mean += deviation / (k + 1)
-            squares[name] = squares.get(name, 0) + (deviation * (gradient - mean)).sum()
+        moments.update({name: gradient.unsqueeze(0) for name, gradient in gradients.items()})
+    return {name: _over_processes(trainer, moments, name, shared=name in groups) for name in moments}
+
+
+def _over_processes(trainer: pl.Trainer, moments: GradientMoments, name: str, *, shared: bool) -> GradientStatistics:
+    """Return the statistics of the gradient averaged over processes.
+
+    Args:
+        trainer: Of the processes.
+        moments: Of this process.
+        name: Of the gradient.
+        shared: Whether its entries are the same on every process (parameters), or each process has its own.
+    """
     reduce, world = trainer.strategy.reduce, trainer.world_size
-    statistics: dict[str, GroupStatistics] = {}
-    for name, mean in means.items():
-        variance = squares[name] / (num_samples - 1)
-        entries = mean.new_tensor(mean.numel())
-        if name in groups:
-            # The same entries on every process, and noise that is independent: the variance of the average.
-            variance = reduce(variance, reduce_op="mean") / world
-            norm = reduce(mean, reduce_op="mean").norm()
-        else:
-            # Every process has its own data points, whose share of the mean over all of them is 1/world as large.
-            sums = torch.stack([variance / world**2, (mean / world).square().sum(), entries])
-            variance, norm, entries = reduce(sums, reduce_op="sum")
-            norm = norm.sqrt()
-        statistics[name] = GroupStatistics(variance, norm, entries)
-    return statistics
+    here, mean = moments.statistics(name), moments.mean(name)
+    if shared:
+        # Noise is independent between processes: the variance of the average.
+        variance = reduce(here.total_variance, reduce_op="mean") / world
+        return GradientStatistics(variance, reduce(mean, reduce_op="mean").norm(), here.entries)
+    # Data points of this process, whose share of the mean over all of them is 1/world as large.
+    sums = torch.stack([here.total_variance / world**2, (mean / world).square().sum(), here.entries])
+    variance, square, entries = reduce(sums, reduce_op="sum")
+    return GradientStatistics(variance, square.sqrt(), entries)
 
 
 def _noise(trainer: pl.Trainer, module: pl.LightningModule, draw: int) -> AbstractContextManager[None]:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_estimators.callbacks.statistics import GroupStatistics, flatten
 from lightning_estimators.chained_optimizer import ChainedOptimizer
 from lightning_estimators.model_parts import parameter_groups
+from lightning_estimators.moments import GradientStatistics, flatten
 
 __all__ = ["model_optimizers", "moment_statistics", "refusal"]
 
 
-def moment_statistics(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, GroupStatistics]:
+def moment_statistics(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, GradientStatistics]:
     """Read mean and variance of the gradient, per parameter group, from the state of the model's optimizers.
 
     Args:
@@ -39,13 +39,13 @@ def moment_statistics(trainer: pl.Trainer, module: pl.LightningModule) -> dict[s
                     beta1, beta2 = options["betas"]
                     first, second = flatten([state["exp_avg"]]), flatten([state["exp_avg_sq"]])
                     moments[parameter] = first / (1 - beta1**step), second / (1 - beta2**step)
-    statistics: dict[str, GroupStatistics] = {}
+    statistics: dict[str, GradientStatistics] = {}
     for name, group in parameter_groups(module).items():
         known = [moments[parameter] for parameter in group if parameter in moments]
         if known:
             mean, square = (torch.cat(part) for part in zip(*known, strict=True))
             variance = (square - mean.square()).sum().clamp_min(0)
-            statistics[name] = GroupStatistics(variance, mean.norm(), mean.new_tensor(mean.numel()))
+            statistics[name] = GradientStatistics(variance, mean.norm(), mean.new_tensor(mean.numel()))
     return statistics
 
 
