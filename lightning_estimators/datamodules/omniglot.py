@@ -24,7 +24,8 @@ from lightning_estimators.datamodules.indexed import SPLIT, seeded_generator
 
 __all__ = ["Omniglot"]
 
-PARTS = ("images_background", "images_evaluation")
+PARTS = {"images_background": 964, "images_evaluation": 659}
+"""The two folders of the published dataset, and the number of characters in each."""
 DRAWINGS = 20  # of each character
 TRAIN_DRAWINGS = 15
 CACHE = "omniglot-28x28.pt"
@@ -126,6 +127,9 @@ class Omniglot(ImageDataModule):
             if absent:
                 return [f"{len(absent)} of the drawings in {part}.zip, as {min(absent)}"]
         counts = Counter(os.path.dirname(path) for path in drawings)
+        # Few characters are a selection that somebody made on purpose; many are the whole dataset, or should be.
+        if len(counts) > PARTS[part] / 2 and len(counts) != PARTS[part]:
+            return [f"characters in {part} (expected {PARTS[part]}, found {len(counts)})"]
         return [
             f"drawings of {character} (expected {DRAWINGS}, found {count})"
             for character, count in sorted(counts.items())

@@ -195,6 +195,9 @@ class ContinuousLatentModel(LatentImageModel):
     def _means(self, output: Tensor) -> Tensor:
         return torch.sigmoid(wide(output)) if self.likelihood == "bernoulli" else wide(output)
 
+    def _pixels_are_probabilities(self) -> bool:
+        return self.likelihood == "bernoulli"
+
     def _output_at(self, mean: Tensor) -> Tensor:
         return torch.logit(mean.clip(0.001, 0.999)) if self.likelihood == "bernoulli" else mean
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -112,37 +112,39 @@ class LatentImageModel(ImageModel, ABC):
         self.test_elbo = MeanMetric(nan_strategy=math.nan)
         self.test_bound = MeanMetric(nan_strategy=math.nan)
 
-    def loss(self, batch: Tensor) -> Tensor:
+    def loss(self, batch: Tensor | Sequence[Tensor]) -> Tensor:
         """Return the negative ELBO of each image, to be backpropagated.
 
         Args:
-            batch: Images, `(B, *image_shape)`.
+            batch: Images, `(B, *image_shape)`, or a tuple or list that begins with them.
 
         Returns:
             Tensor of shape `(B,)`.
         """
         return self._negative_elbo(batch, lambda i, q, f, context: cast(Tensor, self._estimator(i)(q, f, context)))
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> None:
         """Log `val/loss`."""
         self.val_loss.update(self._negative_elbo(batch, lambda i, q, f, context: f(sample(q))))
-        self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch))
+        self.log(
+            "val/loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=self.num_examples(batch)
+        )
 
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+    def test_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> None:
         """Log `test/elbo` and `test/bound`."""
         elbo, bound = self.bounds(batch, self.test_samples)
         self.test_elbo.update(elbo)
         self.test_bound.update(bound)
-        self.log("test/elbo", self.test_elbo, on_step=False, on_epoch=True, batch_size=len(batch))
-        self.log("test/bound", self.test_bound, on_step=False, on_epoch=True, batch_size=len(batch))
+        self.log("test/elbo", self.test_elbo, on_step=False, on_epoch=True)
+        self.log("test/bound", self.test_bound, on_step=False, on_epoch=True)
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor | list[Tensor]]:
+    def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> dict[str, Tensor | list[Tensor]]:
         """Return `reconstructions` (pixel means, `(B, *image_shape)`) and `latents` (per layer, a sample of q)."""
         latents = self.infer(batch)
         return {"reconstructions": self._pixel_means(latents[0]), "latents": latents}
 
     @torch.no_grad()
-    def infer(self, x: Tensor) -> list[Tensor]:
+    def infer(self, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """Draw the latents of each layer given images `(B, *image_shape)`; entries of shape `(B, *event_shape)`."""
         h, latents = self._pixels(x) - self.data_mean, []
         for i, network in enumerate(self.encoder):
@@ -164,7 +166,7 @@ class LatentImageModel(ImageModel, ABC):
         return self._pixel_means(z)
 
     @torch.no_grad()
-    def bounds(self, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+    def bounds(self, x: Tensor | Sequence[Tensor], num_samples: int) -> tuple[Tensor, Tensor]:
         """Return the ELBO (mean log weight) and the importance-weighted bound (log mean weight), each `(B,)`.
 
         Args:
@@ -197,7 +199,7 @@ class LatentImageModel(ImageModel, ABC):
             below = z
         return log_weights + self._log_prob(len(self.decoder) - 1, below, self._prior())
 
-    def _negative_elbo(self, x: Tensor, expectation: Expectation) -> Tensor:
+    def _negative_elbo(self, x: Tensor | Sequence[Tensor], expectation: Expectation) -> Tensor:
         pixels = self._pixels(x)
         context = pixels - self.data_mean
         return self._expected(0, self._q(0, self.encoder[0](context)), pixels, context, expectation)

@@ -1,8 +1,10 @@
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import write_idx
 
 from lightning_estimators.datamodules import MNIST, FashionMNIST
 
@@ -74,3 +76,63 @@ def test_nothing_is_downloaded_when_the_files_are_there(generated_root, monkeypa
     data = MNIST(generated_root, download=True)
     data.prepare_data()
     data.setup()
+
+
+def numbered(folder, split, count, labels=None):
+    """Files in the format of MNIST with any number of images, all black."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_idx(folder / f"{split}-images-idx3-ubyte", np.zeros((count, 28, 28), np.uint8))
+    write_idx(folder / f"{split}-labels-idx1-ubyte", np.zeros(count if labels is None else labels, np.uint8))
+
+
+@BOTH
+@pytest.mark.parametrize(("split", "count"), [("train", 60_000), ("t10k", 10_000)])
+def test_files_of_the_published_size_must_have_the_published_contents(cls, split, count, tmp_path):
+    for name, size in (("train", 90), ("t10k", 10)):
+        numbered(tmp_path / cls.__name__ / "raw", name, count if name == split else size)
+    with pytest.raises(ValueError, match=rf"the {split} files in .* are damaged .the MD5 sum of {split}-images"):
+        cls(tmp_path).setup()
+
+
+def test_numbers_of_images_and_labels_must_agree(tmp_path):
+    numbered(tmp_path / "MNIST" / "raw", "train", 90)
+    numbered(tmp_path / "MNIST" / "raw", "t10k", 10, labels=9)
+    with pytest.raises(ValueError, match=r"the t10k files in .* are damaged .10 images, but 9 labels"):
+        MNIST(tmp_path).setup()
+
+
+def test_files_of_other_sizes_and_of_other_datasets_are_used_as_they_are(tmp_path):
+    class KMNIST(MNIST):
+        dataset = torchvision.datasets.KMNIST
+
+    for cls, counts in ((MNIST, (10_000, 60)), (KMNIST, (60_000, 10_000))):
+        for split, count in zip(("train", "t10k"), counts, strict=True):
+            numbered(tmp_path / cls.__name__ / "raw", split, count)
+        data = cls(tmp_path)
+        data.setup()
+        assert len(data.splits.test) == counts[1]
+
+
+@BOTH
+def test_exchanged_real_files_are_noticed(cls, data_root, generated_root, tmp_path):
+    if data_root == generated_root:
+        pytest.skip("no real files at hand")
+    source, folder = data_root / cls.__name__ / "raw", tmp_path / cls.__name__ / "raw"
+    folder.mkdir(parents=True)
+    for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+        (folder / f"train-{kind}").symlink_to(source / f"t10k-{kind}")
+        (folder / f"t10k-{kind}").symlink_to(source / f"train-{kind}")
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte holds what should be in t10k-images-idx3-ubyte"):
+        cls(tmp_path).setup()
+
+
+def test_damaged_files_are_called_damaged_where_a_download_is_allowed(tmp_path, generated_root, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: pytest.fail("went to the network"))
+    shutil.copytree(generated_root / "MNIST", tmp_path / "MNIST")
+    for kept in (0, 100):
+        file = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+        file.write_bytes(file.read_bytes()[:kept])
+        data = MNIST(tmp_path, download=True)
+        data.prepare_data()
+        with pytest.raises(ValueError, match=r"the t10k files in .* are damaged"):
+            data.setup()

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from lightning_estimators.datamodules import Omniglot
+from lightning_estimators.datamodules.omniglot import PARTS
 
 CACHE = "omniglot-py/omniglot-28x28.pt"
 
@@ -175,3 +176,15 @@ def test_real_files(omniglot_root, generated_root):
     train, val, test = splits(omniglot_root)
     assert [len(images) for images in (train, val, test)] == [23_000, 1345, 8115]
     assert train.double().mean().item() / 255 == pytest.approx(0.0805, abs=2e-3)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_the_whole_dataset_without_one_character_is_incomplete(change, root, monkeypatch):
+    for archive in root.rglob("*.zip"):
+        archive.unlink()
+    # The made-up evaluation part has 2 characters: let the published one have one more, or one less.
+    monkeypatch.setitem(PARTS, "images_evaluation", 2 - change)
+    with pytest.raises(FileNotFoundError, match=rf"characters in images_evaluation .expected {2 - change}, found 2"):
+        Omniglot(root).setup()
+    monkeypatch.setitem(PARTS, "images_evaluation", 2)
+    assert len(splits(root).train) == 85

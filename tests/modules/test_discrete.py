@@ -442,7 +442,7 @@ class Refuses(Recorder):
         (lambda: DiscreteLatentModel(REBAR(), SHAPE, data_mean=[0.1, 0.2]), ValueError, "one number, or one per pixel"),
         (lambda: DiscreteLatentModel(REBAR(), (4, 4)), ValueError, "channels, height and width"),
         (lambda: build(REBAR()).loss(torch.zeros(2, 1, 3, 3)), ValueError, r"shape \('B', 1, 2, 2\)"),
-        (lambda: build(REBAR()).loss([torch.zeros(2, *SHAPE)]), ValueError, "got list"),
+        (lambda: build(REBAR()).loss([[0.0, 1.0], torch.zeros(2, *SHAPE)]), ValueError, "got list"),
     ],
 )
 def test_what_cannot_work_is_refused(make, error, message):
