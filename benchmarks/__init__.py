@@ -1,1 +1,1 @@
-"""How long steps take: measurements that are run from a checkout, not part of the package."""
+"""Measurements that are run from a checkout: the papers' experiments, and in `speed` what a step costs."""

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.experiment import Experiment, Outcome, Row, Run
-from benchmarks.measure import environment
+from benchmarks.speed.measure import environment
 
 __all__ = ["Plan", "Rows", "compared", "duration", "repeat"]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, ours, plain, speed, storchastic
-from benchmarks.measure import Times, alternate, ratio
-from benchmarks.problem import Problem, tiny
-from benchmarks.published_speed import table_3
-from benchmarks.speed_document import fill, write
-from benchmarks.speed_parts import GROWTH
-from benchmarks.speed_targets import targets
+from benchmarks.speed import measure, package, plain, storchastic
+from benchmarks.speed.__main__ import main
+from benchmarks.speed.measure import Times, alternate, ratio
+from benchmarks.speed.parts import GROWTH
+from benchmarks.speed.plain import Problem, tiny
+from benchmarks.speed.report import fill, table_3, write
+from benchmarks.speed.targets import targets
 from lightning_estimators.modules import DiscreteLatentModel
 
 
@@ -23,7 +23,7 @@ def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("speed") / "speed.json"
     threads = torch.get_num_threads()
     try:
-        speed.main(["--quick", "--threads", "1", "--output", str(path)])
+        main(["--quick", "--threads", "1", "--output", str(path)])
     finally:
         torch.set_num_threads(threads)
     return json.loads(path.read_text())
@@ -35,7 +35,7 @@ def results(tmp_path_factory):
 def test_plain_programs_estimate_the_same_gradient(estimator, latent, hidden):
     problem = Problem(latent, variables=5, categories=4, hidden=hidden, pixels=30, batch=6, samples=3)
     torch.manual_seed(0)
-    model, reference = ours.model(problem, ours.ESTIMATORS[estimator](3)), plain.ESTIMATORS[estimator](problem)
+    model, reference = package.model(problem, package.ESTIMATORS[estimator](3)), plain.ESTIMATORS[estimator](problem)
     mine = [*model.encoder.parameters(), *model.decoder.parameters(), model.prior]
     theirs = [*reference.encoder.parameters(), *reference.decoder.parameters(), reference.prior]
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_quick_run_has_every_row(results):
     assert set(models.pop("six latents")["rows"]) == {"Enumeration"}
     assert set(models.pop("spread weights")["rows"]) == {"Concrete", "StochasticBackprop"}
     for model in models.values():
-        assert set(model["rows"]) == set(ours.ESTIMATORS) - {"Enumeration"}
+        assert set(model["rows"]) == set(package.ESTIMATORS) - {"Enumeration"}
         assert all(("ours / plain" in row) == (name in plain.ESTIMATORS) for name, row in model["rows"].items())
     assert set(results["growth"]["tables"]) == set(GROWTH)
     assert set(results["fit"]["tables"]["Concrete"]["rows"]) >= {"ours", "leanest", "loop"}
@@ -70,7 +70,7 @@ def test_quick_run_has_every_row(results):
 
 
 def test_documents_tables_and_figures_are_made_from_results(results, tmp_path):
-    document = Path(speed.__file__).parents[1] / "docs" / "speed.md"
+    document = Path(__file__).parents[1] / "docs" / "speed.md"
     copy = tmp_path / "speed.md"
     copy.write_text(document.read_text())
     write(copy, results)
@@ -114,8 +114,8 @@ def test_peak_counts_what_steps_hold_at_once_and_growth_what_they_keep():
     def leaking():
         kept.append(torch.ones(2**20))  # 4 MiB
 
-    assert memory.peak(lambda: transient)["program_mib"] == pytest.approx(32, abs=2)
-    assert memory.growth(lambda: leaking, steps=8, first=2)["mib_per_step_collected"] == pytest.approx(4, abs=0.5)
+    assert measure.peak(lambda: transient)["program_mib"] == pytest.approx(32, abs=2)
+    assert measure.growth(lambda: leaking, steps=8, first=2)["mib_per_step_collected"] == pytest.approx(4, abs=0.5)
 
 
 @pytest.fixture

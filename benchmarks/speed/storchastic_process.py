@@ -1,8 +1,8 @@
-"""Steps of Storchastic, in a process and an environment of their own: started by `benchmarks.storchastic`.
+"""Steps of Storchastic, in a process and an environment of its own, which `benchmarks.speed.storchastic` starts.
 
-Requests are lines of JSON on the standard input, answers lines of JSON on the standard output. Written against the
-public interface of Storchastic 0.3.7, which is licensed under the GPL: it is run here, by its own interpreter, and
-neither copied nor imported anywhere else.
+Requests are lines of JSON on the standard input, answers are lines of JSON on the standard output. This uses the public
+interface of Storchastic 0.3.7, which has the GPL as its license: it is run by its own interpreter, and it is neither
+copied nor imported anywhere else.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 from torch.distributions.utils import clamp_probs
 
-from benchmarks import memory
-from benchmarks.measure import Program, Step, timed
-from benchmarks.plain import PlainModel
-from benchmarks.problem import Problem, images
+from benchmarks.speed import measure
+from benchmarks.speed.measure import Program, Step, timed
+from benchmarks.speed.plain import PlainModel, Problem, images
 
 METHODS: dict[str, Callable[[Problem], storch.method.Method]] = {
     "REINFORCE": lambda p: storch.method.ScoreFunction(
@@ -41,11 +40,11 @@ METHODS: dict[str, Callable[[Problem], storch.method.Method]] = {
     "RelaxedREBAR": lambda p: _at_half(storch.method.RELAX("z", n_samples=p.samples, c_phi=Surrogate(p), rebar=True)),
     "Enumeration": lambda p: storch.method.Expect("z"),
 }
-"""By the name of the package's estimator that does the same."""
+"""The methods of Storchastic, by the name of the same estimator in the package."""
 
 
 class Surrogate(nn.Module):
-    """What the package's RELAX has by default: two layers of 200 ReLU units on z and the image behind it.
+    """The default surrogate network of the package's RELAX: two layers of 200 ReLU units on z and the image.
 
     Args:
         problem: Sizes.
@@ -60,7 +59,7 @@ class Surrogate(nn.Module):
         self.context: Tensor | None = None
 
     def forward(self, z: Tensor) -> Tensor:
-        """Map z to numbers; RELAX gives a tensor of Storchastic, REBAR a plain one and wants the axes of z kept."""
+        """Map z to numbers; RELAX calls this with a tensor of Storchastic, REBAR with a plain one, whose axes stay."""
         if isinstance(z, storch.Tensor):
             return storch.deterministic(self.value)(z)
         value = self.value(z)
@@ -85,7 +84,7 @@ class StorchasticModel(PlainModel):
     def __init__(self, problem: Problem, estimator: str) -> None:
         super().__init__(problem)
         self.method = METHODS[estimator](problem)
-        # Control variates train on the gradient that Storchastic keeps under the name of the parameter "probs".
+        # Storchastic trains control variates on the gradient with respect to the parameter named "probs".
         self.by_probs = isinstance(self.method, storch.method.RELAX)
 
     def posterior(self, logits: storch.Tensor) -> Distribution:
@@ -95,7 +94,7 @@ class StorchasticModel(PlainModel):
         return OneHotCategorical(probs=logits.softmax(-1)) if self.by_probs else OneHotCategorical(logits=logits)
 
     def loss(self, x: Tensor) -> Tensor:
-        """Run backward and return the mean cost: Storchastic does both at once."""
+        """Run backward and return the mean cost; Storchastic does both in one call."""
         if self.by_probs and isinstance(self.method.c_phi, Surrogate):
             self.method.c_phi.context = x - self.mean
         data = storch.denote_independent(x, 0, "data")
@@ -123,7 +122,7 @@ class StorchasticModel(PlainModel):
 
 
 class Answers:
-    """What can be asked for; a method is the name of a request, its arguments are the request's."""
+    """The requests: the name of a request is that of a method, and so are its arguments."""
 
     def __init__(self) -> None:
         self.programs: list[Program] = []
@@ -147,12 +146,12 @@ class Answers:
         self.programs.clear()
 
     def peak(self, problem: dict[str, Any], estimator: str) -> dict[str, float]:
-        """Return the peak memory of steps, taken in a process that does nothing else."""
-        return _apart(memory.peak, lambda: _make(_problem(problem), estimator))
+        """Return the peak memory of steps, measured in a process that does nothing else."""
+        return _apart(measure.peak, lambda: _make(_problem(problem), estimator))
 
     def growth(self, problem: dict[str, Any], estimator: str, steps: int) -> dict[str, float]:
-        """Return what memory grows by over steps, taken in a process that does nothing else."""
-        return _apart(memory.growth, lambda: _make(_problem(problem), estimator), steps)
+        """Return the growth of memory over steps, measured in a process that does nothing else."""
+        return _apart(measure.growth, lambda: _make(_problem(problem), estimator), steps)
 
     def gradients(self, problem: dict[str, Any], estimator: str, tensors: str, repeats: int) -> list[list[float]]:
         """Return estimates of the gradient: that of the encoder's last bias, then that of the decoder's."""
@@ -175,11 +174,11 @@ class Answers:
 def main() -> None:
     """Answer requests until there are none."""
     answers = Answers()
-    # Libraries may print; only answers go to the parent.
+    # Libraries may print, which goes to the standard error; the parent reads answers only.
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)
         torch.set_num_threads(int(sys.argv[1]))
-        warnings.simplefilter("ignore")  # Storchastic's way to second derivatives warns of the cycles that it makes
+        warnings.simplefilter("ignore")  # Storchastic's second derivatives make reference cycles, of which torch warns
         for line in sys.stdin:
             request = json.loads(line)
             try:

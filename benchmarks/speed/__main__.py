@@ -1,18 +1,19 @@
-"""Time a training step of every estimator, against plain PyTorch and Storchastic; measure memory; write docs/speed.md.
+"""Time a training step of every estimator, beside plain PyTorch and Storchastic; measure memory; write docs/speed.md.
 
     python -m benchmarks.speed                             # steps of all models: about two minutes
     python -m benchmarks.speed --parts growth fit          # growth with D, S, K and the batch; what `fit` adds
-    python -m benchmarks.speed --quick                     # everything on tiny sizes, to see that it runs
-    python -m benchmarks.speed --output RESULTS --write docs/speed.md  # runs nothing: tables and figures from results
+    python -m benchmarks.speed --quick                     # everything with tiny sizes, to see that it runs
+    python -m benchmarks.speed --output RESULTS --write docs/speed.md  # run nothing, write tables and figures
 
-Programs take turns within one run, so that ratios of one run hold on a machine that does other things besides. Every
-figure is a median with quartiles; ratios are taken within rounds. A part that is run replaces what the results file had
-of that part, with the command, versions, hardware and load.
+Programs that are compared take turns, so that their ratios are right on a machine that does other things too. Figures
+are medians with quartiles; ratios are taken within rounds. A part that is run replaces the same part in the file of
+results, with its command, versions, hardware and load.
 
-A step is the loss, one backward and the steps of all optimizers. `ours` is without `torch.compile`, `ours compiled`
-with it, where that makes a difference. `plain` is what one would write by hand for one model (`benchmarks/plain.py`);
-for `StochasticBackprop` it evaluates the decoder at every changed latent, in chunks. `Storchastic` runs in a process of
-its own (`benchmarks/storchastic.py`), with `--storchastic` only.
+A step is the loss, one backward and the steps of all optimizers. The columns: `ours` is the package without
+`torch.compile`, `ours compiled` with it, where it has something to compile. `plain` is the estimator written by hand
+for one model (`benchmarks/speed/plain.py`); for `StochasticBackprop` it evaluates the decoder at every changed latent,
+in chunks. `Storchastic` is that library in a process of its own (`benchmarks/speed/storchastic.py`); `--storchastic` says
+which interpreter runs it.
 """
 
 from __future__ import annotations
@@ -26,24 +27,23 @@ from typing import Any
 
 import torch
 
-from benchmarks import ours
-from benchmarks.measure import environment
-from benchmarks.problem import PROBLEMS
-from benchmarks.speed_document import write
-from benchmarks.speed_parts import PARTS, Setup
-from benchmarks.speed_tables import sections
-from benchmarks.storchastic import Storchastic
+from benchmarks.speed import package
+from benchmarks.speed.measure import environment
+from benchmarks.speed.parts import PARTS, Setup
+from benchmarks.speed.plain import PROBLEMS
+from benchmarks.speed.report import sections, write
+from benchmarks.speed.storchastic import Storchastic
 
 __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; return what the results file holds."""
+    """Run the command and return the results."""
     given = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(given)
     torch.set_num_threads(options.threads)
     results = _read(options.output)
-    shown = [Path(a).name if Path(a).is_absolute() else a for a in given]  # elsewhere it lies elsewhere
+    shown = [Path(a).name if Path(a).is_absolute() else a for a in given]  # on another machine it is elsewhere
     command = " ".join(["python -m benchmarks.speed", *(f'"{a}"' if " " in a else a for a in shown)])
     parts = options.parts or (list(PARTS) if options.quick else [] if options.write else ["models"])
     with Storchastic(options.storchastic, options.threads) if options.storchastic else nullcontext() as peer:
@@ -84,14 +84,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="what to run (default: models; --quick: all)")
     parser.add_argument("--models", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), help="default: all")
     parser.add_argument(
-        "--estimators", nargs="+", choices=ours.ESTIMATORS, default=list(ours.ESTIMATORS), help="default: all"
+        "--estimators",
+        nargs="+",
+        choices=package.ESTIMATORS,
+        default=list(package.ESTIMATORS),
+        help="default: all",
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="time for each table of programs (default: 20)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, few rounds, nothing compiled: seconds")
     parser.add_argument("--storchastic", type=Path, help="Python of an environment with storchastic==0.3.7")
-    parser.add_argument("--output", type=Path, help="JSON file of results; none is written without it")
-    parser.add_argument("--write", type=Path, help="document whose tables, and the figures beside it, are made anew")
+    parser.add_argument("--output", type=Path, help="file of results, JSON; by default none is written")
+    parser.add_argument("--write", type=Path, help="document whose tables and figures are written")
     return parser
 
 

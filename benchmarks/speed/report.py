@@ -1,23 +1,70 @@
-"""The results of the speed benchmark as Markdown: a section per part."""
+"""docs/speed.md: the results of the speed benchmark as tables; what stands around them is written by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from benchmarks.published_speed import table_3
-from benchmarks.speed_targets import targets
+from benchmarks.speed.figures import draw_growth, draw_steps
+from benchmarks.speed.targets import targets
 
-__all__ = ["sections"]
+__all__ = ["fill", "sections", "table_3", "write"]
+
+FIGURES = {"models": ("speed_steps.png", draw_steps), "growth": ("speed_growth.png", draw_growth)}
+"""The figure that shows a part."""
+
+TABLE_3 = {
+    "one linear layer": {"GS": 4.11, 1: 6.32, 5: 10.93, 10: 16.83},
+    "categorical VAE": {"GS": 4.13, 1: 7.32, 5: 13.29, 10: 21.94},
+}
+"""Table 3 of Echraibi et al. (2020), quoted: seconds of an epoch on MNIST, on an NVIDIA GeForce RTX 2080 Ti, of
+Gumbel-softmax (GS) and of categorical stochastic backpropagation by its number of samples."""
+
+_GROWTH = {"one linear layer": "S, categorical", "categorical VAE": "S, categorical nonlinear"}
 
 Results = Mapping[str, Mapping[str, Any]]
-"""By part: `command`, `environment`, `load_average_after`, and `tables`."""
+"""`command`, `environment`, `load_average_after` and `tables` of each part."""
 
 RATIOS = ("ours / plain", "ours / Storchastic", "ours / plain Concrete", "ours compiled / plain Concrete")
 
 
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Write the tables of a document, and its figures into `figures/` beside it.
+
+    Args:
+        path: The document.
+        results: What was measured, by part.
+
+    Raises:
+        ValueError: There is nothing to write, or the document has no place for a section.
+    """
+    if not results:
+        raise ValueError("there are no results to write: run parts first, or name their file with --output.")
+    path.write_text(fill(path.read_text(), sections(results)))
+    for part, (name, draw) in FIGURES.items():
+        if part in results:
+            draw(results[part], path.parent / "figures" / name)
+
+
+def fill(text: str, made: Mapping[str, str]) -> str:
+    """Replace what is between `<!-- name -->` and `<!-- end -->` by the section of that name.
+
+    Raises:
+        ValueError: The text has no such place for a section.
+    """
+    for name, section in made.items():
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"expected `<!-- {name} -->` and `<!-- end -->` around the {name} of the document.")
+        text = f"{before}{begin}\n{section}\n\n{end}{after}"
+    return text
+
+
 def sections(results: Results) -> dict[str, str]:
-    """Return Markdown by the name of the section, of the parts there are."""
+    """Return the sections of the parts that were run, as Markdown by name."""
     tables = {part: found["tables"] for part, found in results.items()}
     made = {"environment": _environment(results)}
     if "models" in tables:
@@ -136,3 +183,29 @@ def _median(given: Mapping[str, float] | None) -> str:
 
 def _mib(given: Mapping[str, float] | None, key: str) -> str:
     return "" if given is None else f"{given[key]:.0f}"
+
+
+def table_3(growth: Mapping[str, Any]) -> list[str]:
+    """Return the ratios to Gumbel-softmax in `TABLE_3`, with ours beside them, as lines of Markdown.
+
+    Args:
+        growth: The tables of the part "growth" in the results.
+    """
+    lines = [
+        "| model | S | the paper, GPU | ours, eager | ours, compiled | ours, eager, same S | ours, compiled, same S |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, seconds in TABLE_3.items():
+        values = growth[_GROWTH[model]]["values"]
+        for samples in (1, 5, 10):
+            if str(samples) not in values:
+                continue
+            rows = [values[str(samples)].get(f"StochasticBackprop, {column}") for column in ("ours", "ours compiled")]
+            cells = [
+                "" if row is None else f"{row[against]['median']:.2f}"
+                for against in ("/ first plain Concrete", "/ plain Concrete")
+                for row in rows
+            ]
+            published = seconds[samples] / seconds["GS"]
+            lines.append(f"| {model} | {samples} | {published:.2f} | {' | '.join(cells)} |")
+    return lines

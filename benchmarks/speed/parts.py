@@ -1,35 +1,37 @@
-"""What the speed benchmark runs: its parts, each a function that returns the tables of that part as JSON."""
+"""What `python -m benchmarks.speed` measures: each part is a function that returns its tables as JSON."""
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks import ours, plain
-from benchmarks.fit import fit_times
-from benchmarks.measure import Program, Times, alternate, ratio, timed
-from benchmarks.memory_rows import memory
-from benchmarks.problem import PROBLEMS, Problem, images, tiny
-from benchmarks.storchastic import BIASES, LEAKS, Storchastic, bias
+from benchmarks.speed import package, plain
+from benchmarks.speed.measure import Program, Step, Times, alternate, peak, ratio, timed
+from benchmarks.speed.package import fit_times
+from benchmarks.speed.plain import PROBLEMS, Problem, images, tiny
+from benchmarks.speed.storchastic import BIASES, LEAKS, SUPPORTED, Storchastic, bias
 
 __all__ = ["COLUMNS", "GROWTH", "PARTS", "Setup"]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How parts are run.
+    """What all parts have in common.
 
     Attributes:
-        seconds: Time for each table of programs.
-        threads: Of torch.
+        seconds: Time for the programs of one table.
+        threads: Threads of torch.
         quick: Whether sizes are tiny.
-        estimators: Which are run.
-        models: Which are run, by their names in `PROBLEMS`.
-        peer: Storchastic, if it is to be run.
+        estimators: Names of the estimators to run.
+        models: Names of the models to run, in `PROBLEMS`.
+        peer: Storchastic; None to leave it out.
     """
 
     seconds: float
@@ -40,26 +42,36 @@ class Setup:
     peer: Storchastic | None
 
     def problem(self, name: str) -> Problem:
-        """Return the model of that name, tiny if sizes are."""
+        """Return the sizes of the model of that name."""
         return tiny(PROBLEMS[name]) if self.quick else PROBLEMS[name]
 
     @property
     def block(self) -> float:
-        """Seconds of a program's turn."""
+        """Seconds of the turn of a program."""
         return 0.0 if self.quick else 0.02
 
 
+APART: dict[str, Callable[[Problem, str, Tensor], Step | None]] = {
+    "ours": package.step,
+    "ours compiled": package.compiled_step,
+    "plain": plain.step,
+}
+"""What makes the steps whose memory is measured, by the name of the column."""
+
+LARGE = Problem(pixels=3072)
+"""The model in which memory is measured as the number of latents grows: colour images of 32 by 32."""
+
 COLUMNS: dict[str, Callable[[Setup, Problem, str], Program | None]] = {
-    "ours": lambda setup, problem, estimator: timed(ours.step(problem, estimator, images(problem))),
+    "ours": lambda setup, problem, estimator: timed(package.step(problem, estimator, images(problem))),
     "ours compiled": lambda setup, problem, estimator: (
-        None if setup.quick else _maybe(ours.compiled_step(problem, estimator, images(problem)))
+        None if setup.quick else _maybe(package.compiled_step(problem, estimator, images(problem)))
     ),
     "plain": lambda setup, problem, estimator: _maybe(plain.step(problem, estimator, images(problem))),
     "Storchastic": lambda setup, problem, estimator: (
         None if setup.peer is None else setup.peer.program(problem, estimator)
     ),
 }
-"""Programs that do the same, by the name of the column; None where there is none."""
+"""What makes the program of a column; None if the column has none for an estimator."""
 
 GROWTH: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "D": ("bernoulli linear", "variables", (50, 100, 200, 400, 800, 1600, 3200)),
@@ -70,21 +82,21 @@ GROWTH: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "K": ("categorical linear", "categories", (2, 5, 10, 20, 50)),
     "batch": ("bernoulli linear", "batch", (10, 50, 100, 200, 500)),
 }
-"""What grows: in which model, which size, and through which values."""
+"""The model, the size that grows in it, and its values."""
 
 GROWING = (("StochasticBackprop", "ours"), ("StochasticBackprop", "ours compiled"), ("Concrete", "plain"))
-"""Programs of which growth is timed."""
+"""The programs that are timed as a size grows."""
 
 
-UNENUMERATED = [e for e in ours.ESTIMATORS if e != "Enumeration"]
-"""What can be timed with any number of latents."""
+UNENUMERATED = [e for e in package.ESTIMATORS if e != "Enumeration"]
+"""Estimators that can be timed with any number of latents."""
 
 SPECIAL = {"six latents": ["Enumeration"], "spread weights": ["Concrete", "StochasticBackprop"]}
-"""Models on which only some estimators are timed; on others all that can be."""
+"""Models on which only some estimators are timed."""
 
 
 def models(setup: Setup) -> dict[str, Any]:
-    """Time a step of every estimator, in all columns."""
+    """Time a step of every estimator in every column."""
     tables = {}
     for name in setup.models:
         estimators = [e for e in setup.estimators if e in SPECIAL.get(name, UNENUMERATED)]
@@ -151,16 +163,34 @@ def fit(setup: Setup) -> dict[str, Any]:
     return tables
 
 
-def peaks(setup: Setup) -> dict[str, Any]:
-    """Measure the peak memory of all programs; of `quick` runs, of two."""
+def memory(setup: Setup) -> dict[str, Any]:
+    """Measure the peak memory of every program, and of the exact discrete rule as the number of latents grows."""
     names = [name for name in setup.models if name not in SPECIAL][: 1 if setup.quick else None]
     estimators = [e for e in setup.estimators if e in UNENUMERATED][: 2 if setup.quick else None]
-    problems = {name: setup.problem(name) for name in names}
-    return memory(problems, estimators, setup.peer, setup.threads, quick=setup.quick)
+    columns = [column for column in APART if not (setup.quick and column == "ours compiled")]
+    tables = {}
+    for name in names:
+        problem, rows = setup.problem(name), {}
+        for estimator in estimators:
+            peaks = {column: peak_apart(column, problem, estimator, setup.threads) for column in columns}
+            rows[estimator] = {column: found for column, found in peaks.items() if found is not None}
+            if setup.peer is not None and estimator in SUPPORTED:
+                rows[estimator]["Storchastic"] = setup.peer.peak(problem, estimator)
+        tables[name] = {"problem": asdict(problem), "rows": rows}
+    large, values = (tiny(LARGE), (2, 4)) if setup.quick else (LARGE, (200, 1000, 3000, 10000))
+    growth = {
+        str(value): {
+            column: peak_apart(column, replace(large, variables=value), "StochasticBackprop", setup.threads)
+            for column in columns
+            if column != "plain"
+        }
+        for value in values
+    }
+    return {"models": tables, "D": {"problem": asdict(large), "values": growth}}
 
 
 def storchastic(setup: Setup) -> dict[str, Any]:
-    """Measure biases and leaks of Storchastic; nothing where it is not run."""
+    """Measure biases and leaks of Storchastic, where it is run."""
     if setup.peer is None:
         return {}
     repeats, steps, problem = 5 if setup.quick else 100, 5 if setup.quick else 500, setup.problem("bernoulli linear")
@@ -175,10 +205,10 @@ PARTS: dict[str, Callable[[Setup], dict[str, Any]]] = {
     "models": models,
     "growth": growth,
     "fit": fit,
-    "memory": peaks,
+    "memory": memory,
     "storchastic": storchastic,
 }
-"""By name, in the order in which they run."""
+"""The parts, in the order in which they run."""
 
 
 def _programs(setup: Setup, problem: Problem, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Program]:
@@ -189,3 +219,41 @@ def _programs(setup: Setup, problem: Problem, wanted: Sequence[tuple[str, str]])
 
 def _maybe(step: Callable[[], object] | None) -> Program | None:
     return None if step is None else timed(step)
+
+
+def peak_apart(column: str, problem: Problem, estimator: str, threads: int) -> dict[str, float] | None:
+    """Return the peak memory of a step in a process that runs nothing else; None if the column has no such step.
+
+    Raises:
+        RuntimeError: The process ends without an answer, as it does where memory is short.
+    """
+    # The server has only imported this module; a fork of this process would inherit what it has allocated.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(there, column, problem, estimator, threads))
+    process.start()
+    there.close()
+    try:
+        answer: dict[str, float] | None = here.recv()
+    except EOFError:
+        raise RuntimeError(f"the process for {estimator}, {column}, of {problem} ended without an answer.") from None
+    finally:
+        process.join()
+    return answer
+
+
+def _answer(there: Connection, column: str, problem: Problem, estimator: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+
+    def make() -> Step:
+        torch.manual_seed(0)
+        step = APART[column](problem, estimator, images(problem))
+        if step is None:
+            raise LookupError
+        return step
+
+    try:
+        there.send(peak(make))
+    except LookupError:
+        there.send(None)

@@ -1,19 +1,77 @@
-"""The same estimators as one would write them for one model in plain PyTorch: what the package is measured against."""
+"""What is timed, and the same estimators written by hand in plain PyTorch, with which the package is compared.
+
+This module needs torch only, so that it can be imported where the package is not installed.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measure import Step
-from benchmarks.problem import Problem
+from benchmarks.speed.measure import Step
 
-__all__ = ["ESTIMATORS", "PlainConcrete", "PlainLocalExpectation", "PlainModel", "PlainREINFORCE", "step"]
+__all__ = ["ESTIMATORS", "PROBLEMS", "PlainModel", "Problem", "images", "step", "tiny"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The sizes of a model with one layer of discrete latents under images.
+
+    Attributes:
+        latent: Family of the latents.
+        variables: Number of latent variables.
+        categories: Number of classes of a categorical latent.
+        hidden: Widths of the tanh layers of encoder and decoder.
+        pixels: Number of pixels.
+        batch: Images per step.
+        samples: Samples of the latents per image.
+        spread: Standard deviation of the weights of a linear decoder, 1/2 after training; 0 for initial weights, which
+            are smaller the more latents there are.
+    """
+
+    latent: Literal["bernoulli", "categorical"] = "bernoulli"
+    variables: int = 200
+    categories: int = 10
+    hidden: tuple[int, ...] = ()
+    pixels: int = 784
+    batch: int = 100
+    samples: int = 1
+    spread: float = 0.0
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of the latents of one image."""
+        return (self.variables,) if self.latent == "bernoulli" else (self.variables, self.categories)
+
+
+PROBLEMS = {
+    "bernoulli linear": Problem(),
+    "bernoulli nonlinear": Problem(hidden=(200, 200)),
+    "categorical linear": Problem("categorical", variables=20),
+    "categorical nonlinear": Problem("categorical", variables=20, hidden=(200, 200)),
+    "spread weights": Problem(spread=0.5),
+    "six latents": Problem(variables=6),
+}
+"""784-200-784 and 784-20x10-784, without hidden layers and with two of 200, in batches of 100. Then the first with
+weights as after training, on which the time of the exact rule depends, and with so few latents that they can be
+enumerated."""
+
+
+def tiny(problem: Problem) -> Problem:
+    """Return the same model with tiny sizes."""
+    return replace(problem, variables=4, categories=3, hidden=(6,) * len(problem.hidden), pixels=12, batch=5)
+
+
+def images(problem: Problem) -> Tensor:
+    """Return a batch of binary images, `(B, 1, 1, pixels)`, of whose pixels a fifth is 1."""
+    return (torch.rand(problem.batch, 1, 1, problem.pixels) < 0.2).float()
 
 
 class PlainModel(nn.Module, ABC):
@@ -107,10 +165,10 @@ class PlainConcrete(PlainModel):
 
 
 class PlainLocalExpectation(PlainModel):
-    """The rule of `StochasticBackprop`, by evaluating the decoder at every changed latent, vectorised in chunks."""
+    """The exact discrete rule, by evaluating the decoder at every changed latent, vectorised in chunks."""
 
     chunk = 2**25
-    """Bytes of decoder output at once; of 2^20 to 2^28 the fastest where this was written."""
+    """Bytes of decoder output in a chunk; the fastest of 2^20 to 2^28 on the machine where this was written."""
 
     def loss(self, x: Tensor) -> Tensor:
         """Return costs with a term whose gradient is the rule's."""
@@ -128,7 +186,7 @@ class PlainLocalExpectation(PlainModel):
         return (cost + attached - attached.detach()).mean(0) + self.kl(logits)
 
     def changes(self, z: Tensor, cost: Tensor, x: Tensor) -> Tensor:
-        """Return by how much the cost changes with each entry of z: flipped, or made the one that is 1."""
+        """Return by how much the cost changes with each entry of z: flipped if it is Bernoulli, else made the 1."""
         changes = torch.empty(z[0, 0].numel(), *cost.shape)
         step = max(1, self.chunk // (cost.numel() * self.problem.pixels * z.element_size()))
         for start in range(0, len(changes), step):
@@ -150,7 +208,7 @@ ESTIMATORS: dict[str, type[PlainModel]] = {
     "Concrete": PlainConcrete,
     "StochasticBackprop": PlainLocalExpectation,
 }
-"""By the name of the package's estimator that does the same."""
+"""The plain models, by the name of the same estimator in the package."""
 
 
 def step(problem: Problem, estimator: str, batch: Tensor) -> Step | None:
@@ -162,7 +220,7 @@ def step(problem: Problem, estimator: str, batch: Tensor) -> Step | None:
 
     def run() -> None:
         optimizer.zero_grad()
-        model.loss(x).mean().backward()  # type: ignore[no-untyped-call]
+        model.loss(x).mean().backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         optimizer.step()
 
     return run

@@ -1,4 +1,4 @@
-"""Storchastic as a column: its steps run in a process of another interpreter, which waits while it is not its turn.
+"""Storchastic, for comparison: its steps run in a process of another interpreter.
 
 python3 -m venv storchastic && storchastic/bin/pip install storchastic==0.3.7
 python -m benchmarks.speed --storchastic storchastic/bin/python
@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import ours
-from benchmarks.measure import Program
-from benchmarks.problem import Problem, images, tiny
+from benchmarks.speed import package
+from benchmarks.speed.measure import Program
+from benchmarks.speed.plain import Problem, images, tiny
 from lightning_estimators.modules import DiscreteLatentModel
+from lightning_estimators.moments import GradientMoments
 
 __all__ = ["BIASES", "LEAKS", "SUPPORTED", "Storchastic"]
 
@@ -37,17 +38,17 @@ SUPPORTED = (
     "RelaxedREBAR",
     "Enumeration",
 )
-"""The package's estimators that Storchastic has as well, for discrete latents."""
+"""The estimators for discrete latents that Storchastic has as well."""
 
 BIASES = ("REINFORCE, leave one out", "RELAX", "REBAR", "RelaxedREBAR")
-"""Of which the bias is measured: those that are unbiased here."""
+"""The estimators whose bias is measured: those that are unbiased in the package."""
 
 LEAKS = ("REINFORCE", "Concrete", "RELAX", "REBAR", "RelaxedREBAR")
-"""Of which the growth of memory over steps is measured."""
+"""The estimators whose growth of memory is measured."""
 
 
 class Storchastic:
-    """Two processes that run Storchastic, one for steps and one that forks to measure memory; a context manager.
+    """Two processes that run Storchastic, of which one runs steps and the other measures memory; a context manager.
 
     Args:
         python: Interpreter of an environment that has Storchastic.
@@ -59,7 +60,7 @@ class Storchastic:
 
     def __init__(self, python: Path, threads: int) -> None:
         self._steps = Process(python, threads)
-        self._forks = Process(python, threads)  # runs nothing itself: threads of OpenMP do not survive a fork
+        self._forks = Process(python, threads)  # must not run steps: it forks, which OpenMP does not survive
         self.versions: dict[str, str] = self._steps.ask("versions")
 
     def __enter__(self) -> Storchastic:
@@ -114,7 +115,7 @@ class Storchastic:
 
 
 class Process:
-    """Answers requests, lines of JSON, by `benchmarks.storchastic_steps`.
+    """A process that answers requests: see `benchmarks.speed.storchastic_process`.
 
     Args:
         python: Interpreter.
@@ -123,11 +124,11 @@ class Process:
 
     def __init__(self, python: Path, threads: int) -> None:
         self._process = subprocess.Popen(
-            [str(python), "-m", "benchmarks.storchastic_steps", str(threads)],
+            [str(python), "-m", "benchmarks.speed.storchastic_process", str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parents[2],
             env={**os.environ, "PYTHONPATH": ""},  # its packages are its own
         )
 
@@ -155,12 +156,12 @@ class Process:
 
 
 def check_loss(peer: Storchastic, problem: Problem, estimator: str) -> None:
-    """Compare the losses of both at the same weights and images, and refuse if they differ.
+    """Compare the loss of Storchastic with that of the package, at the same weights and images.
 
-    The encoder is made so sure that latents do not depend on the noise, nor relaxations on the temperature.
+    The logits of the latents are made so large that neither noise nor temperature matters.
 
     Raises:
-        RuntimeError: They differ by more than 1e-4 of the loss, as probabilities are not quite 0 and 1.
+        RuntimeError: The losses differ by more than 1e-4 of their size; probabilities are not quite 0 and 1.
     """
     torch.manual_seed(1)
     module = _module(problem, estimator)
@@ -179,25 +180,25 @@ def check_loss(peer: Storchastic, problem: Problem, estimator: str) -> None:
 
 
 def bias(peer: Storchastic | None, estimator: str, repeats: int, batch: int = 2000) -> dict[str, float]:
-    """Measure the bias of a gradient on a tiny model, against enumeration.
+    """Measure the bias of a gradient of a tiny model, whose exact gradient is known by enumeration.
 
-    Every image of a batch is the same, so that one gradient is a mean of many estimates.
+    All images of a batch are the same, so that one gradient is a mean of many estimates.
 
     Args:
-        peer: Whose estimator; None for the package's.
-        estimator: Name.
-        repeats: Gradients.
-        batch: Images of each.
+        peer: Storchastic; None for the estimator of the package.
+        estimator: Name of the estimator.
+        repeats: Number of gradients.
+        batch: Images in the batch of each gradient.
 
     Returns:
-        For `encoder` and `decoder`: norm of the mean error over that of the gradient, and the largest error of an entry
-        in standard errors.
+        For `encoder` and `decoder`: the norm of the mean error and of its standard error, relative to the norm of the
+        gradient, and the largest error of an entry in standard errors.
     """
     problem = replace(tiny(Problem()), batch=batch)
     torch.manual_seed(2)
     module = _module(problem, estimator)
     x = images(replace(problem, batch=1)).expand(batch, -1, -1, -1)
-    with torch.no_grad():  # a decoder to which latents matter, and not all linearly
+    with torch.no_grad():  # with larger weights the cost is far from linear in the latents
         parameters_of(module)[2].mul_(5)
     exact = _module(problem, "Enumeration")
     exact.load_state_dict({k: v for k, v in module.state_dict().items() if k in exact.state_dict()})
@@ -206,7 +207,9 @@ def bias(peer: Storchastic | None, estimator: str, repeats: int, batch: int = 20
         found = torch.stack([_gradient(module, x) for _ in range(repeats)])
     else:
         found = peer.gradients(problem, estimator, parameters_of(module), x, repeats)
-    error, standard_error = found.mean(0) - truth, found.std(0) / repeats**0.5
+    moments = GradientMoments()
+    moments.update({"all": found})
+    error, standard_error = moments.mean("all") - truth, moments.standard_error("all")
     result = {}
     for name, part in (("encoder", slice(problem.variables)), ("decoder", slice(problem.variables, None))):
         result[f"{name}_bias"] = (error[part].norm() / truth[part].norm()).item()
@@ -216,17 +219,17 @@ def bias(peer: Storchastic | None, estimator: str, repeats: int, batch: int = 20
 
 
 def parameters_of(module: DiscreteLatentModel) -> list[Tensor]:
-    """Return what all programs share, in one order: encoder, decoder, prior."""
+    """Return the parameters that all programs have, in the same order: encoder, decoder, prior."""
     return [*module.encoder.parameters(), *module.decoder.parameters(), module.prior]
 
 
 def _module(problem: Problem, estimator: str) -> DiscreteLatentModel:
-    return ours.model(problem, ours.ESTIMATORS[estimator](problem.samples))
+    return package.model(problem, package.ESTIMATORS[estimator](problem.samples))
 
 
 def _gradient(module: DiscreteLatentModel, batch: Tensor) -> Tensor:
     module.zero_grad()
-    module.loss(batch).mean().backward()  # type: ignore[no-untyped-call]
+    module.loss(batch).mean().backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
     gradients = [p.grad for p in (parameters_of(module)[1], parameters_of(module)[3])]
     return torch.cat([g for g in gradients if g is not None])
 
