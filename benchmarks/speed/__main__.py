@@ -12,8 +12,8 @@ results, with its command, versions, hardware and load.
 A step is the loss, one backward and the steps of all optimizers. The columns: `ours` is the package without
 `torch.compile`, `ours compiled` with it, where it has something to compile. `plain` is the estimator written by hand
 for one model (`benchmarks/speed/plain.py`); for `StochasticBackprop` it evaluates the decoder at every changed latent,
-in chunks. `Storchastic` is that library in a process of its own (`benchmarks/speed/storchastic.py`); `--storchastic` says
-which interpreter runs it.
+in chunks. `Storchastic` is that library in a process of its own (`benchmarks/speed/storchastic.py`); `--storchastic`
+says which interpreter runs it.
 """
 
 from __future__ import annotations
