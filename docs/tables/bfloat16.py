@@ -1,13 +1,13 @@
-"""Measure what bfloat16 autocast does to the gradients of the discrete estimators, and put the table into the docs.
+"""Measure what bfloat16 does to the gradients of the discrete estimators, and write the table in docs/bfloat16.md.
 
-Run as `python docs/tables/bfloat16.py`; rewrites the table in ../bfloat16.md. Seeds are fixed. Minutes on one core.
+Run as `python docs/tables/bfloat16.py`. Seeds are fixed. It takes minutes on one core.
 """
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
+from document import write_table
 from torch import Tensor
 
 from lightning_estimators.baselines import LeaveOneOut
@@ -21,12 +21,11 @@ from lightning_estimators.estimators import (
     StochasticBackprop,
 )
 from lightning_estimators.modules import DiscreteLatentModel
+from lightning_estimators.moments import GradientMoments
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "bfloat16.md"
-BEGIN, END = "<!-- begin: python docs/tables/bfloat16.py -->", "<!-- end -->"
 IMAGES = 20
 GROUPS, DRAWS = 20, 40
-"""Draws come in groups; the figures of the groups tell the standard error."""
+"""Number of groups, and of gradients in each; the spread over groups gives the standard error."""
 
 ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
     "REINFORCE, moving average": REINFORCE,
@@ -41,7 +40,7 @@ ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
 
 
 def model(latent: str, estimator: Callable[[], GradientEstimator]) -> DiscreteLatentModel:
-    """Return the one-layer model with weights that are the same for all estimators and data that are not far off."""
+    """Return the one-layer model, with the same weights for all estimators and a signal in its latents."""
     torch.manual_seed(0)
     made = DiscreteLatentModel(
         estimator(),
@@ -50,7 +49,7 @@ def model(latent: str, estimator: Callable[[], GradientEstimator]) -> DiscreteLa
         num_latents=[200 if latent == "bernoulli" else 20],
         data_mean=0.2,
     )
-    torch.manual_seed(1)  # the networks of some estimators were drawn after the model's
+    torch.manual_seed(1)  # here, because some estimators have drawn weights of their own
     with torch.no_grad():
         for layer in (made.encoder[0], made.decoder[0]):
             for parameter in layer.parameters():
@@ -60,7 +59,7 @@ def model(latent: str, estimator: Callable[[], GradientEstimator]) -> DiscreteLa
 
 
 def gradient(made: DiscreteLatentModel, images: Tensor, seed: int, *, half: bool) -> Tensor:
-    """Return one draw of the gradient in the encoder's weight; the seed decides the noise in both precisions."""
+    """Return an estimate of the gradient in the encoder's weight, with the same noise in both precisions."""
     torch.manual_seed(seed)
     weight = made.encoder[0].first.weight
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -71,30 +70,29 @@ def gradient(made: DiscreteLatentModel, images: Tensor, seed: int, *, half: bool
 def measure(latent: str, estimator: Callable[[], GradientEstimator]) -> tuple[float, float, float]:
     """Return the relative bias of bfloat16, its standard error, and the ratio of total variances.
 
-    The square of the bias is an average of products of independent groups, which noise does not raise.
+    The square of the bias is estimated by products of different groups, whose noise is independent and has mean zero.
     """
     made = model(latent, estimator)
     images = (torch.rand(IMAGES, 1, 28, 28, generator=torch.Generator().manual_seed(2)) < 0.2).float()
-    for seed in range(100):  # for averages of past costs, which then stay as they are
+    for seed in range(100):  # a moving average of past costs settles, and is not updated after that
         gradient(made, images, 10**6 + seed, half=False)
     made.eval()
-    for parameters in made.expectation.parameters():
-        parameters.requires_grad_(requires_grad=False)
-    changes, means, squares = [], [[], []], [0.0, 0.0]
+    for own in made.gradient_estimators().values():
+        own.requires_grad_(requires_grad=False)
+    total = {half: GradientMoments(per_entry=False) for half in (False, True)}
+    changes = []
     for group in range(GROUPS):
-        sums = [torch.zeros(()), torch.zeros(())]
+        moments = {half: GradientMoments(per_entry=False) for half in (False, True)}
         for draw in range(DRAWS):
             for half in (False, True):
                 one = gradient(made, images, group * DRAWS + draw, half=half)
-                sums[half] = sums[half] + one
-                squares[half] += one.square().sum().item()
+                moments[half].update({"weight": one.unsqueeze(0)})
+        changes.append(moments[True].mean("weight") - moments[False].mean("weight"))
         for half in (False, True):
-            means[half].append(sums[half] / DRAWS)
-        changes.append(means[True][-1] - means[False][-1])
+            total[half].merge(moments[half])
     change = torch.stack(changes)
-    products = change @ change.T / torch.stack(means[False]).mean(0).square().sum()
+    products = change @ change.T / total[False].mean("weight").square().sum()
     products.fill_diagonal_(0.0)
-    count = GROUPS * DRAWS
 
     def square(kept: list[int]) -> float:
         return products[kept][:, kept].sum().item() / (len(kept) * (len(kept) - 1))
@@ -103,30 +101,18 @@ def measure(latent: str, estimator: Callable[[], GradientEstimator]) -> tuple[fl
     left_out = torch.tensor([square([g for g in every if g != out]) for out in every])  # jackknife
     error = ((GROUPS - 1) / GROUPS * (left_out - left_out.mean()).square().sum()).sqrt().item()
     bias = math.sqrt(max(square(every), 0.0))
-    variances = [
-        squares[half] / count - torch.stack(means[half]).mean(0).square().sum().item() for half in (False, True)
-    ]
+    variances = [total[half].statistics("weight").total_variance.item() for half in (False, True)]
     return bias, error / (2 * max(bias, math.sqrt(error))), variances[True] / variances[False]
 
 
-def rows() -> list[str]:
-    """Return the table's lines."""
-    lines = ["| estimator | latents | bias, % | variance ratio |", "|---|---|---|---|"]
+def rows() -> Iterator[str]:
+    """Yield the lines of the table."""
+    yield "| estimator | latents | bias, % | variance ratio |\n|---|---|---|---|"
     for latent in ("bernoulli", "categorical"):
         for name, estimator in ESTIMATORS.items():
             bias, error, ratio = measure(latent, estimator)
-            lines.append(f"| {name} | {latent} | {100 * bias:.2f} ± {100 * error:.2f} | {ratio:.3f} |")
-            print(lines[-1], flush=True)
-    return lines
-
-
-def main() -> None:
-    """Measure, and rewrite the table."""
-    torch.set_num_threads(1)
-    before, rest = DOCUMENT.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    DOCUMENT.write_text(before + BEGIN + "\n\n" + "\n".join(rows()) + "\n\n" + END + after)
+            yield f"| {name} | {latent} | {100 * bias:.2f} ± {100 * error:.2f} | {ratio:.3f} |"
 
 
 if __name__ == "__main__":
-    main()
+    write_table("bfloat16.md", __file__, rows())

@@ -1,13 +1,13 @@
-"""Measure the variance of one-sample gradients over families and costs, and put the table into the documentation.
+"""Measure the variance of one-sample gradients, and write the table in docs/stochastic_backpropagation.md.
 
-Run as `python docs/tables/variance.py`; rewrites the table in ../stochastic_backpropagation.md. Seeds are fixed.
-Minutes on one core, most of them for training LAX's control variates.
+Run as `python docs/tables/variance.py`. Seeds are fixed. It takes minutes on one core, most of them to train
+the control variates of LAX.
 """
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
+from document import write_table
 from torch import Tensor
 from torch.distributions import (
     Beta,
@@ -34,11 +34,9 @@ from lightning_estimators.moments import GradientMoments
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import BernoulliLinear, ExponentialCost, Separable, SquaredCost
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "stochastic_backpropagation.md"
-BEGIN, END = "<!-- begin: python docs/tables/variance.py -->", "<!-- end -->"
 SAMPLES = 100_000
 STEPS = 500
-"""Of Adam at 0.01 on LAX's control variate, a tanh network of 10 units, with batches of 200."""
+"""Steps of Adam, at a learning rate of 0.01, that train the control variate of LAX with batches of 200."""
 
 Cost = Callable[[Tensor], Tensor]
 Make = Callable[..., Distribution]
@@ -61,7 +59,7 @@ def estimators() -> dict[str, GradientEstimator]:
 
 
 def costs(event_dim: int) -> dict[str, Cost]:
-    """Return costs by how they are written in the table."""
+    """Return the costs by their names in the table."""
 
     def total(g: Cost) -> Cost:
         return lambda z: g(z).sum(-1) if event_dim else g(z)
@@ -76,7 +74,7 @@ def costs(event_dim: int) -> dict[str, Cost]:
 
 
 def plain(f: Cost) -> Cost:
-    """Hide the structure of a cost."""
+    """Return the same cost without its structure, of which estimators then know nothing."""
     return lambda z: f(z)
 
 
@@ -88,7 +86,7 @@ def run(estimator: GradientEstimator, make: Make, parameters: list[Tensor], f: C
 
 
 def variance(column: str, make: Make, parameters: list[Tensor], f: Cost) -> float | None:
-    """Return the variance summed over parameters, or None where the estimator does not fit."""
+    """Return the variance summed over parameters, or None where the estimator is not possible."""
     torch.manual_seed(0)
     estimator = estimators()[column].double()
     q = make(*(p.expand(1, *p.shape) for p in parameters))
@@ -141,37 +139,29 @@ def problems() -> list[tuple[str, Make, list[Tensor], dict[str, Cost]]]:
     ]
 
 
-def rows() -> list[str]:
-    """Return the table's lines."""
-    lines = ["| q | f | " + " | ".join(COLUMNS) + " | |", "|---|---|" + "---|" * (len(COLUMNS) + 1)]
+def row(name: str, make: Make, parameters: list[Tensor], cost: str, f: Cost) -> str:
+    """Return a line of the table."""
+    found = {column: variance(column, make, parameters, f) for column in COLUMNS}
+    biased = {"f'"} if cost.startswith("\\|") and name.startswith("Normal") else set()  # Price's rule at a kink
+    fair = {column: v for column, v in found.items() if v is not None and column not in biased}
+    best = min(fair.values())
+    cells = []
+    for column, v in found.items():
+        cell = "–" if v is None else "biased" if column in biased else f"{v:.3g}"
+        cells.append(f"**{cell}**" if v == best and column not in biased else cell)
+    ours = min((v for column, v in fair.items() if column in OURS), default=float("inf"))
+    others = min((v for column, v in fair.items() if column not in OURS), default=float("inf"))
+    mark = "loses" if ours > 1.02 * others else ""  # the measurement is good to about a hundredth
+    return f"| {name} | {cost} | " + " | ".join(cells) + f" | {mark} |"
+
+
+def rows() -> Iterator[str]:
+    """Yield the lines of the table."""
+    yield "| q | f | " + " | ".join(COLUMNS) + " | |\n|---|---|" + "---|" * (len(COLUMNS) + 1)
     for name, make, parameters, by_cost in problems():
-        for written, f in by_cost.items():
-            found = {column: variance(column, make, parameters, f) for column in COLUMNS}
-            biased = set()
-            if written.startswith("\\|") and name.startswith("Normal"):
-                biased = {"f'"}  # Price's rule at a kink
-            fair = {c: v for c, v in found.items() if v is not None and c not in biased}
-            best = min(fair.values())
-            cells = []
-            for column in COLUMNS:
-                v = found[column]
-                cell = "–" if v is None else "biased" if column in biased else f"{v:.3g}"
-                cells.append(f"**{cell}**" if v == best and column not in biased else cell)
-            ours = min((v for c, v in fair.items() if c in OURS), default=float("inf"))
-            others = min((v for c, v in fair.items() if c not in OURS), default=float("inf"))
-            mark = "loses" if ours > 1.02 * others else ""  # the measurement is good to about a hundredth
-            lines.append(f"| {name} | {written} | " + " | ".join(cells) + f" | {mark} |")
-            print(lines[-1], flush=True)
-    return lines
-
-
-def main() -> None:
-    """Measure, and rewrite the table."""
-    torch.set_num_threads(1)
-    before, rest = DOCUMENT.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    DOCUMENT.write_text(before + BEGIN + "\n\n" + "\n".join(rows()) + "\n\n" + END + after)
+        for cost, f in by_cost.items():
+            yield row(name, make, parameters, cost, f)
 
 
 if __name__ == "__main__":
-    main()
+    write_table("stochastic_backpropagation.md", __file__, rows())
