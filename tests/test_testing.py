@@ -28,7 +28,13 @@ from lightning_estimators.testing.gradients import check_bias
 class DisARM(GradientEstimator):
     """A user's plug-in: Dong, Mnih & Tucker (2020), *DisARM*, eq. 6, written against the documented interface."""
 
-    unbiased, families, needs_gradient, evaluations = True, (Bernoulli,), False, (2, 0)
+    families = (Bernoulli,)
+
+    def is_unbiased(self, q):
+        return True
+
+    def evaluations(self, q):
+        return 2 * self.num_samples, 0
 
     def estimate(self, q, leaves, f, context):
         logits = leaves["logits"].detach()
@@ -76,11 +82,13 @@ class SlightlyBiased(REBAR):
 
 
 class WrongCost(REBAR):
-    evaluations = (2, 2)
+    def evaluations(self, q):
+        return 2, 2
 
 
 class WrongGradientCost(REBAR):
-    evaluations = (3, 1)
+    def evaluations(self, q):
+        return 3, 1
 
 
 class AcceptsEverything(REBAR):
@@ -93,7 +101,8 @@ class AcceptsEverything(REBAR):
 
 
 class DeclaredBiased(REBAR):
-    unbiased = False
+    def is_unbiased(self, q):
+        return False
 
 
 class IgnoresShape(REINFORCE):
@@ -190,8 +199,8 @@ BROKEN = {
     "batch mean": (lambda: REINFORCE(BatchMean()), "batch of one"),
     "wrong sign": (WrongSign, "batch of one"),
     "slightly biased": (SlightlyBiased, "bias"),
-    "wrong cost": (WrongCost, "cost"),
-    "wrong cost of the gradient": (WrongGradientCost, "cost"),
+    "wrong cost": (WrongCost, "evaluations"),
+    "wrong cost of the gradient": (WrongGradientCost, "evaluations"),
     "accepts everything": (AcceptsEverything, "refusals"),
     "declared biased": (DeclaredBiased, "bias"),
     "ignores shape": (IgnoresShape, "shapes"),

@@ -21,8 +21,6 @@ class Baseline(Configurable, nn.Module, ABC):
     *other* samples. One that folds the current cost into the average it subtracts is biased (by the factor `decay`).
     """
 
-    unbiased: ClassVar[bool] = True
-    """Whether the signal keeps the mean of the gradient."""
     min_samples: ClassVar[int] = 1
     """The least `num_samples` of the estimator that makes sense."""
     needs_context: ClassVar[bool] = False
@@ -39,6 +37,10 @@ class Baseline(Configurable, nn.Module, ABC):
         Returns:
             The signal, detached, and the loss of own parameters or None, both of the shape of cost.
         """
+
+    def is_unbiased(self) -> bool:
+        """Whether the signal keeps the mean of the gradient; it does unless this is overridden."""
+        return True
 
     def prepare(self, context: Tensor | None) -> None:
         """Give learned parts of unknown size their size.

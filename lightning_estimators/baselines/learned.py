@@ -18,7 +18,7 @@ class LearnedBaseline(Baseline):
 
     ψ minimises the squared signal, by the surrogate optimizer. With `normalize`, the signal is divided by
     $\max(1, \sqrt v)$, v a moving average of its variance: a positive multiple of an unbiased gradient, so the
-    direction is right in the mean and the length is not, which `unbiased` says.
+    direction is right in the mean and the length is not, which `is_unbiased` says.
 
     Requirements: the estimator is called with a context. Cost: one evaluation of the network.
 
@@ -61,8 +61,7 @@ class LearnedBaseline(Baseline):
         self.register_buffer("previous", torch.zeros(()), persistent=False)
         self.scope = 0
 
-    @property
-    def unbiased(self) -> bool:  # type: ignore[override]
+    def is_unbiased(self) -> bool:
         """Whether the signal keeps the mean of the gradient: not when it is normalized."""
         return not self.normalize
 

@@ -1,9 +1,11 @@
 """Gradient estimators: `estimator(q, f)`, one file each; torch only."""
 
-from lightning_estimators.estimators.base import Estimate, GradientEstimator
+from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.concrete import Concrete
 from lightning_estimators.estimators.control_variate import ControlVariate
+from lightning_estimators.estimators.cost_gradient import check_differentiable, value_and_gradient
 from lightning_estimators.estimators.enumeration import Enumeration
+from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.generalized_reparameterization import GeneralizedReparameterization
 from lightning_estimators.estimators.lax import LAX
 from lightning_estimators.estimators.pathwise import Pathwise
@@ -27,4 +29,6 @@ __all__ = [
     "Pathwise",
     "RelaxedREBAR",
     "StochasticBackprop",
+    "check_differentiable",
+    "value_and_gradient",
 ]

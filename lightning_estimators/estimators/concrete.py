@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
-from lightning_estimators.estimators.base import Estimate, GradientEstimator, check_temperature
-from lightning_estimators.estimators.relaxation import check_differentiable, hard, relax, relaxation
+from lightning_estimators.estimators.base import GradientEstimator
+from lightning_estimators.estimators.cost_gradient import check_differentiable
+from lightning_estimators.estimators.estimate import Estimate
+from lightning_estimators.estimators.relaxation import check_temperature, hard, relax, relaxation
 from lightning_estimators.objectives import Objective
 
 __all__ = ["Concrete"]
@@ -50,11 +52,8 @@ class Concrete(GradientEstimator):
         True
     """
 
-    unbiased: ClassVar[bool] = False
     families: ClassVar[tuple[type[Distribution], ...]] = (Bernoulli, OneHotCategorical)
-    needs_gradient: ClassVar[bool] = True
-    evaluations: ClassVar[tuple[int, int]] = (1, 1)
-    pathwise: ClassVar[bool] = True
+    gradient_of_f: ClassVar[Literal["none", "samples", "relaxed"]] = "relaxed"
 
     def __init__(
         self,
@@ -67,6 +66,18 @@ class Concrete(GradientEstimator):
         check_temperature(self, temperature)
         self.straight_through = straight_through
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
+
+    def is_unbiased(self, q: Distribution) -> bool:
+        """It never is: the bias vanishes with the temperature only."""
+        return False
+
+    def evaluations(self, q: Distribution) -> tuple[int, int]:
+        """Return one evaluation of f and one of its gradient per sample."""
+        return self.num_samples, self.num_samples
+
+    def is_pathwise(self, q: Distribution) -> bool:
+        """The value carries the gradient."""
+        return True
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Return f at the relaxed (or straight-through) sample."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from lightning_estimators.distributions import base_distribution
-from lightning_estimators.estimators.base import Estimate, GradientEstimator
+from lightning_estimators.estimators.base import GradientEstimator
+from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.objectives import Objective
 
 __all__ = ["Enumeration"]
@@ -36,11 +37,7 @@ class Enumeration(GradientEstimator):
         tensor([0.1250, 0.1250])
     """
 
-    unbiased: ClassVar[bool] = True
     families: ClassVar[tuple[type[Distribution], ...]] = (Bernoulli, OneHotCategorical)
-    needs_gradient: ClassVar[bool] = False
-    evaluations: ClassVar[tuple[int, int]] = (1, 0)
-    pathwise: ClassVar[bool] = True
 
     def __init__(self, limit: int = 16384) -> None:
         super().__init__(num_samples=1)
@@ -58,10 +55,18 @@ class Enumeration(GradientEstimator):
                 f"{self.limit}. Use an estimator that samples (StochasticBackprop varies least), or raise `limit`."
             )
 
-    def cost(self, q: Distribution) -> tuple[int, int]:
-        """One evaluation per point of the support."""
+    def evaluations(self, q: Distribution) -> tuple[int, int]:
+        """Return one evaluation of f per point of the support."""
         categories, variables = _support(q)
         return categories**variables, 0
+
+    def is_unbiased(self, q: Distribution) -> bool:
+        """It is exact."""
+        return True
+
+    def is_pathwise(self, q: Distribution) -> bool:
+        """The value carries the gradient."""
+        return True
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Evaluate f on the whole support along a new leading axis and weight by the probabilities."""

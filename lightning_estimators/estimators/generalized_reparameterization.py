@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from torch.distributions import Beta, Distribution, Gamma, LogNormal
 from torch.nn.functional import logsigmoid
 
 from lightning_estimators.distributions import base_distribution, log_gamma_sample
-from lightning_estimators.estimators.base import Estimate, GradientEstimator, depends_on
+from lightning_estimators.estimators.base import GradientEstimator
+from lightning_estimators.estimators.cost_gradient import check_differentiable
+from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.objectives import Objective
 from lightning_estimators.rules.jumps import jump_noise
 
@@ -46,11 +48,20 @@ class GeneralizedReparameterization(GradientEstimator):
         0.5
     """
 
-    unbiased: ClassVar[bool] = True
     families: ClassVar[tuple[type[Distribution], ...]] = (Gamma, Beta, LogNormal)
-    needs_gradient: ClassVar[bool] = True
-    evaluations: ClassVar[tuple[int, int]] = (1, 1)
-    pathwise: ClassVar[bool] = True
+    gradient_of_f: ClassVar[Literal["none", "samples", "relaxed"]] = "samples"
+
+    def is_unbiased(self, q: Distribution) -> bool:
+        """It always is."""
+        return True
+
+    def evaluations(self, q: Distribution) -> tuple[int, int]:
+        """Return one evaluation of f and one of its gradient per sample."""
+        return self.num_samples, self.num_samples
+
+    def is_pathwise(self, q: Distribution) -> bool:
+        """The value carries the gradient."""
+        return True
 
     def is_twice_differentiable(self, q: Distribution) -> bool:
         """It is not: f weights the score as a number."""
@@ -63,11 +74,7 @@ class GeneralizedReparameterization(GradientEstimator):
         y = location + spread * ((_draw(q) - location) / spread).detach()
         z = y.sigmoid() if isinstance(base, Beta) else y.exp()
         value = f(z)
-        if z.requires_grad and not depends_on(value, z):
-            raise ValueError(
-                "GeneralizedReparameterization differentiates f, but f(z) has no gradient in z. "
-                "Use REINFORCE or StochasticBackprop(f_gradient=False)."
-            )
+        check_differentiable(self, value, z)
         # The density of the noise: that of y, times the derivative of y.
         log_density = (_log_density(base, y) + spread.log()).reshape(*value.shape, -1).sum(-1)
         return Estimate(value + value.detach() * (log_density - log_density.detach()))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_estimators.distributions import base_distribution
-from lightning_estimators.estimators.base import Estimate, GradientEstimator
+from lightning_estimators.estimators.base import GradientEstimator
+from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relax import evaluate_surrogate, prepare_surrogate
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import Objective
@@ -43,10 +44,7 @@ class LAX(GradientEstimator):
         (torch.Size([64]), True)
     """
 
-    unbiased: ClassVar[bool] = True
     families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
-    needs_gradient: ClassVar[bool] = False
-    evaluations: ClassVar[tuple[int, int]] = (1, 0)
     learns_variance: ClassVar[bool] = True
 
     def __init__(self, surrogate: nn.Module | None = None, num_samples: int = 1) -> None:
@@ -66,6 +64,14 @@ class LAX(GradientEstimator):
         """Check q and size the surrogate."""
         super().prepare(q, context)
         prepare_surrogate(self.surrogate, q, context)
+
+    def is_unbiased(self, q: Distribution) -> bool:
+        """It always is."""
+        return True
+
+    def evaluations(self, q: Distribution) -> tuple[int, int]:
+        """Return one evaluation of f per sample."""
+        return self.num_samples, 0
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Combine the score function of f - r with the pathwise gradient of r."""

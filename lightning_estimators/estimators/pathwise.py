@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.distributions import Beta, Dirichlet, Distribution, Gamma, StudentT
 
 from lightning_estimators.distributions import base_distribution, rebuild
-from lightning_estimators.estimators.base import Estimate, GradientEstimator, depends_on
+from lightning_estimators.estimators.base import GradientEstimator
+from lightning_estimators.estimators.cost_gradient import check_differentiable
+from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.objectives import Objective
 
 __all__ = ["Pathwise"]
@@ -43,11 +45,8 @@ class Pathwise(GradientEstimator):
         -3.0
     """
 
-    unbiased: ClassVar[bool] = True
     families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
-    needs_gradient: ClassVar[bool] = True
-    evaluations: ClassVar[tuple[int, int]] = (1, 1)
-    pathwise: ClassVar[bool] = True
+    gradient_of_f: ClassVar[Literal["none", "samples", "relaxed"]] = "samples"
 
     def check(self, q: Distribution) -> None:
         """Refuse families without `rsample`."""
@@ -58,6 +57,18 @@ class Pathwise(GradientEstimator):
                 "Use StochasticBackprop or REINFORCE."
             )
 
+    def is_unbiased(self, q: Distribution) -> bool:
+        """It always is."""
+        return True
+
+    def evaluations(self, q: Distribution) -> tuple[int, int]:
+        """Return one evaluation of f and one of its gradient per sample."""
+        return self.num_samples, self.num_samples
+
+    def is_pathwise(self, q: Distribution) -> bool:
+        """The value carries the gradient."""
+        return True
+
     def is_twice_differentiable(self, q: Distribution) -> bool:
         """Whether the sample is an explicit function of the parameters; implicit derivatives have no derivative."""
         return not isinstance(base_distribution(q), Gamma | Beta | Dirichlet | StudentT)
@@ -67,10 +78,7 @@ class Pathwise(GradientEstimator):
         z = q.rsample() if self.is_twice_differentiable(q) else _implicit_sample(q, leaves)
         z = z.view_as(z)  # a node of its own: f may reach the parameters another way
         value = f(z)
-        if z.requires_grad and not depends_on(value, z):
-            raise ValueError(
-                "Pathwise differentiates f, but f(z) has no gradient in z. Use REINFORCE or StochasticBackprop."
-            )
+        check_differentiable(self, value, z)
         return Estimate(value)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_estimators.estimators.attach import attach_gradients
-from lightning_estimators.estimators.base import check_temperature
 from lightning_estimators.estimators.control_variate import ControlVariate
-from lightning_estimators.estimators.relaxation import check_differentiable, relax
+from lightning_estimators.estimators.cost_gradient import check_differentiable
+from lightning_estimators.estimators.relaxation import check_temperature, relax
 from lightning_estimators.objectives import Objective
 
 __all__ = ["REBAR"]
@@ -51,8 +51,7 @@ class REBAR(ControlVariate):
         (torch.Size([64, 3]), ['eta', 'log_temperature'])
     """
 
-    needs_gradient: ClassVar[bool] = True
-    evaluations: ClassVar[tuple[int, int]] = (3, 2)
+    gradient_of_f: ClassVar[Literal["none", "samples", "relaxed"]] = "relaxed"
 
     def __init__(
         self,
@@ -66,6 +65,10 @@ class REBAR(ControlVariate):
         check_temperature(self, temperature)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
         self.eta = nn.Parameter(torch.tensor(float(eta)), requires_grad=learn_eta)
+
+    def evaluations(self, q: Distribution) -> tuple[int, int]:
+        """Return three evaluations of f and two of its gradient per sample."""
+        return 3 * self.num_samples, 2 * self.num_samples
 
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
         """Return η f(σ_λ(z))."""

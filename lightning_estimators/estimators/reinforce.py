@@ -10,7 +10,8 @@ from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from lightning_estimators.baselines import Baseline, MovingAverage
 from lightning_estimators.distributions import base_distribution, sample
-from lightning_estimators.estimators.base import Estimate, GradientEstimator
+from lightning_estimators.estimators.base import GradientEstimator
+from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relaxation import score
 from lightning_estimators.objectives import Objective
 
@@ -46,8 +47,6 @@ class REINFORCE(GradientEstimator):
     """
 
     families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
-    needs_gradient: ClassVar[bool] = False
-    evaluations: ClassVar[tuple[int, int]] = (1, 0)
 
     def __init__(self, baseline: Baseline | None = None, num_samples: int = 1) -> None:
         super().__init__(num_samples)
@@ -58,15 +57,18 @@ class REINFORCE(GradientEstimator):
                 f"got {num_samples}."
             )
 
-    @property
-    def unbiased(self) -> bool:  # type: ignore[override]
-        """Whether the mean of the estimate is the gradient: as the baseline says."""
-        return self.baseline.unbiased
+    def is_unbiased(self, q: Distribution) -> bool:
+        """Whether the baseline leaves the mean of the gradient as it is."""
+        return self.baseline.is_unbiased()
 
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
         """Check q; let the baseline refuse a missing context and size itself."""
         super().prepare(q, context)
         self.baseline.prepare(context)
+
+    def evaluations(self, q: Distribution) -> tuple[int, int]:
+        """Return one evaluation of f per sample."""
+        return self.num_samples, 0
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Weight the score by the learning signal."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lightning_estimators.estimators.base import check_temperature
 from lightning_estimators.estimators.control_variate import ControlVariate
+from lightning_estimators.estimators.relaxation import check_temperature
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import Objective
 
@@ -53,9 +52,6 @@ class RELAX(ControlVariate):
         True
     """
 
-    needs_gradient: ClassVar[bool] = False
-    evaluations: ClassVar[tuple[int, int]] = (1, 0)
-
     def __init__(
         self,
         surrogate: nn.Module | None = None,
@@ -72,6 +68,10 @@ class RELAX(ControlVariate):
         """Check q and size the surrogate."""
         super().prepare(q, context)
         prepare_surrogate(self.surrogate, q, context)
+
+    def evaluations(self, q: Distribution) -> tuple[int, int]:
+        """Return one evaluation of f per sample."""
+        return self.num_samples, 0
 
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
         """Return r_φ(z / λ)."""

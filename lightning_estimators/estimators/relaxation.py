@@ -8,11 +8,10 @@ from torch.distributions import Bernoulli, Distribution
 from torch.nn.functional import softplus
 
 from lightning_estimators.distributions import base_distribution, probabilities
-from lightning_estimators.estimators.base import depends_on
 from lightning_estimators.noise import uniform
 
 __all__ = [
-    "check_differentiable",
+    "check_temperature",
     "conditional_relaxation",
     "hard",
     "relax",
@@ -78,21 +77,10 @@ def relax(q: Distribution, z: Tensor, temperature: Tensor | float) -> Tensor:
     return torch.softmax(z / temperature, -1)
 
 
-def check_differentiable(estimator: nn.Module, value: Tensor, soft: Tensor) -> None:
-    """Refuse an f whose value at relaxed samples is cut off from them.
-
-    An f with parameters of its own still requires grad then, so only the graph tells: from the value one must get to
-    the samples. Without this a black box would be estimated with bias and no sign of it.
-
-    Raises:
-        ValueError: There is no way.
-    """
-    if not soft.requires_grad or depends_on(value, soft):
-        return
-    raise ValueError(
-        f"{type(estimator).__name__} differentiates f at relaxed samples, but f(z) has no gradient in z. "
-        "Use RELAX, REINFORCE or StochasticBackprop for a black box."
-    )
+def check_temperature(estimator: nn.Module, temperature: float) -> None:
+    """Raise unless the temperature of a relaxation is a positive, finite number."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"{type(estimator).__name__} needs a positive, finite temperature, got {temperature!r}.")
 
 
 def score(q: Distribution, b: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.distributions import Beta, Dirichlet, Distribution, OneHotCategorical
 
 from lightning_estimators.distributions import Delta, base_distribution, sample
-from lightning_estimators.estimators.base import Estimate, GradientEstimator, depends_on
+from lightning_estimators.estimators.base import GradientEstimator
+from lightning_estimators.estimators.cost_gradient import depends_on
+from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.objectives import Objective
 from lightning_estimators.objectives.compilation import compile_choice
 from lightning_estimators.rules import (
@@ -81,8 +83,6 @@ class StochasticBackprop(GradientEstimator):
     """
 
     families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
-    needs_gradient: ClassVar[bool] = False
-    evaluations: ClassVar[tuple[int, int]] = (1, 0)
 
     def __init__(
         self,
@@ -110,10 +110,9 @@ class StochasticBackprop(GradientEstimator):
         self.form, self.order, self.f_gradient = form, order, f_gradient
         self.compiled = compile  # `compile` is a method of modules
 
-    @property
-    def unbiased(self) -> bool:  # type: ignore[override]
-        """Whether the mean of the estimate is the gradient: not of a truncated series."""
-        return self.form == "jump"
+    def is_unbiased(self, q: Distribution) -> bool:
+        """Whether the rule of the family is exact: a series that is cut off is not."""
+        return self.form == "jump" or is_discrete(q) or self.is_pathwise(q)
 
     def is_pathwise(self, q: Distribution) -> bool:
         """Whether the gradient flows through the sample: for point masses."""
@@ -133,8 +132,8 @@ class StochasticBackprop(GradientEstimator):
         elif not has_rule(q, f_gradient=True):
             rule_for(q, f_gradient=False)
 
-    def cost(self, q: Distribution) -> tuple[int, int]:
-        """Evaluations for discrete q if f is a plain callable: one, one as reference of the changes, one per change."""
+    def evaluations(self, q: Distribution) -> tuple[int, int]:
+        """Return, for discrete q, one evaluation of f, one as reference of the changes, and one per change."""
         size = math.prod(q.event_shape)
         categorical = isinstance(base_distribution(q), OneHotCategorical)
         changes = size - size // q.event_shape[-1] if categorical else size

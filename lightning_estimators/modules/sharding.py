@@ -42,7 +42,7 @@ class AverageWholeParameters(pl.Callback):
                     "its own, which torch's fully_shard does not see. Shard the model's networks, and leave the "
                     "estimator whole: its gradients are averaged over processes."
                 )
-            if sharded and own and estimator.needs_gradient and estimator.learns_variance:
+            if sharded and own and estimator.gradient_of_f != "none" and estimator.learns_variance:
                 raise ValueError(
                     f"{path} ({name}) learns by the derivative of the gradient of the cost, which torch cannot take "
                     f"through sharded weights. Use {name} without learned parameters, or RELAX, REINFORCE, "

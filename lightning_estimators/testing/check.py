@@ -8,7 +8,7 @@ import torch
 
 from lightning_estimators.testing.contract import (
     check_copies,
-    check_cost,
+    check_evaluations,
     check_refusals,
     check_saturated,
     check_shapes,
@@ -23,7 +23,7 @@ __all__ = ["CHECKS", "check_estimator"]
 CHECKS: tuple[Callable[[Factory, Report], None], ...] = (
     check_shapes,
     check_refusals,
-    check_cost,
+    check_evaluations,
     check_saturated,
     check_copies,
     check_reach,

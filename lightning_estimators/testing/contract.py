@@ -16,7 +16,7 @@ from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategoric
 from lightning_estimators.testing.statistics import Report, require
 from lightning_estimators.testing.subject import Cost, Factory, Subject, accepts, build, families, layouts, one_layer
 
-__all__ = ["check_copies", "check_cost", "check_refusals", "check_saturated", "check_shapes"]
+__all__ = ["check_copies", "check_evaluations", "check_refusals", "check_saturated", "check_shapes"]
 
 
 def weighted_squares(q: Distribution) -> Cost:
@@ -69,8 +69,8 @@ def check_saturated(factory: Factory, report: Report) -> None:
 def check_refusals(factory: Factory, report: Report) -> None:
     """TypeError for families that are not declared, by `check` and by a call; ValueError for an f of another shape.
 
-    For an f without gradient in z: ValueError if `needs_gradient`, else a finite gradient (for continuous families a
-    ValueError too: a rule may need what others do not); never an answer of zeros.
+    For an f without gradient in z: ValueError if `gradient_of_f` names one, else a finite gradient (or, for continuous
+    families, a ValueError: the rule of one family may need what that of another does not); never zeros.
     """
     check = "refusals"
     logits = torch.zeros(4, 2, 3, requires_grad=True)
@@ -90,8 +90,10 @@ def check_refusals(factory: Factory, report: Report) -> None:
             return scale * (z.detach() > 0.5).to(z.dtype).sum(tuple(range(-len(event), 0)))
 
         discrete = family in (Bernoulli, OneHotCategorical)
-        if subject.estimator.needs_gradient or (not discrete and _raises(ValueError, partial(subject, q, black_box))):
-            what = "an f that has no gradient in z, which `needs_gradient` says it needs"
+        if subject.estimator.gradient_of_f != "none" or (
+            not discrete and _raises(ValueError, partial(subject, q, black_box))
+        ):
+            what = "an f that has no gradient in z, which `gradient_of_f` says it needs"
             _refuses(ValueError, partial(subject, q, black_box), check, family.__name__, what)
         else:
             (gradient,) = torch.autograd.grad(subject(q, black_box).sum(), logits)
@@ -104,12 +106,12 @@ def check_refusals(factory: Factory, report: Report) -> None:
             )
 
 
-def check_cost(factory: Factory, report: Report) -> None:
-    """`cost(q)` is what a plain callable is asked: points evaluated, and points at which its gradient is taken.
+def check_evaluations(factory: Factory, report: Report) -> None:
+    """`evaluations(q)` is what a plain callable is asked: points evaluated, and points at which its gradient is taken.
 
     For discrete families, where there are any: rules for continuous ones cost what the family and f make of them.
     """
-    check = "cost"
+    check = "evaluations"
     found = families(factory)
     discrete = [family for family in found if family in (Bernoulli, OneHotCategorical)]
     for family in discrete or found:
@@ -120,8 +122,8 @@ def check_cost(factory: Factory, report: Report) -> None:
         counted = _Counted(weighted_squares(q), q.event_shape.numel())
         torch.autograd.backward(subject(q, counted).sum())
         asked = (counted.values / len(logits), counted.gradients / len(logits))
-        declared = subject.estimator.cost(q)
-        message = f"cost(q) says {declared} evaluations of f and of its gradient per batch element, counted {asked}"
+        declared = subject.estimator.evaluations(q)
+        message = f"evaluations(q) says {declared} of f and of its gradient per batch element, counted {asked}"
         require(asked == declared, check, family.__name__, message)
 
 

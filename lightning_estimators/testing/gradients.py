@@ -48,7 +48,8 @@ def check_bias(factory: Factory, report: Report) -> None:
             # Two variables interact in one layer; in two nested ones of other than bits one variable is enough.
             problem = Problem(family, layers, variables=1 if layers == 2 and family is not Bernoulli else 2)
             moments = nested_moments(problem, [factory] * layers)
-            (report.unbiased if factory().unbiased else report.biased)("bias", str(problem), moments)
+            unbiased = factory().is_unbiased(problem.distribution(problem.parameters()["logits"]))
+            (report.unbiased if unbiased else report.biased)("bias", str(problem), moments)
 
 
 def check_batch_of_one(factory: Factory, report: Report) -> None:
@@ -58,11 +59,11 @@ def check_batch_of_one(factory: Factory, report: Report) -> None:
     The cost is ±1 with equal probability, where a good baseline leaves no variance and so the least bias shows;
     for continuous families it is z.
     """
-    if not factory().unbiased:
-        return
     family = families(factory)[0]  # what batches and running statistics do is the same for all
     one_hot, discrete = family is OneHotCategorical, family in (Bernoulli, OneHotCategorical)
     logits = torch.zeros((1, 1, 2) if one_hot else (1, 1), dtype=torch.float64, requires_grad=True)
+    if not factory().is_unbiased(one_layer(family, logits)):
+        return
 
     def cost(z: Tensor) -> Tensor:
         z = (z[..., 0] if one_hot else z).sum(-1)

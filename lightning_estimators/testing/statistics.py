@@ -91,7 +91,7 @@ class Report:
             largest > BOUND,
             check,
             problem,
-            f"declares unbiased = False, but {count} estimates show none, |z| = {largest:.2f} <= {BOUND:.2f}",
+            f"is_unbiased(q) is False, but {count} estimates show none, |z| = {largest:.2f} <= {BOUND:.2f}",
         )
 
 

@@ -117,8 +117,8 @@ def test_no_baseline_is_the_cost():
 def test_normalization_divides_by_the_deviation_but_never_multiplies():
     large, small = LearnedBaseline(linear(), normalize=True), LearnedBaseline(linear(), normalize=True)
     plain = LearnedBaseline(linear())
-    assert plain.unbiased
-    assert not large.unbiased
+    assert plain.is_unbiased()
+    assert not large.is_unbiased()
     for _ in range(50):
         large(100 * torch.randn(1, 4), CONTEXT)
         small(1e-3 * torch.randn(1, 4), CONTEXT)
