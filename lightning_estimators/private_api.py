@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, OneHotCategorical
+from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:  # estimators import this module, and they import torch only
     import lightning.pytorch as pl
 
 __all__ = [
+    "backward_number",
     "has_probabilities",
+    "inside_data_parallel_forward",
     "is_compilation_disabled",
+    "is_saving_hooked",
     "mark_compiled_sizes",
     "set_logged_step",
     "unvalidated_one_hot_categorical",
+    "version",
 ]
 
 
@@ -61,6 +66,30 @@ def mark_compiled_sizes(argument: Tensor, dynamic: Sequence[int]) -> None:
 def is_compilation_disabled() -> bool:
     """Whether `torch.compile` returns functions as they are, as it does when TORCH_COMPILE_DISABLE is set."""
     return bool(torch._dynamo.config.disable)
+
+
+def backward_number() -> int:
+    """Return the number of the backward pass that is running in this thread, -1 outside of any.
+
+    A forward pass that runs inside one is repeated by activation checkpointing.
+    """
+    return torch._C._current_graph_task_id()
+
+
+def is_saving_hooked() -> bool:
+    """Whether hooks on saved tensors are in force, as in the first pass of activation checkpointing."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def inside_data_parallel_forward() -> bool:
+    """Whether this is called by the forward pass of a `DistributedDataParallel`, which all processes run together."""
+    active = DistributedDataParallel._get_active_ddp_module()  # type: ignore[no-untyped-call]  # torch's has no types
+    return active is not None
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; 0 always for inference tensors, which do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def set_logged_step(trainer: pl.Trainer, step: int) -> None:

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers.logger import Logger
 from torch.distributions import OneHotCategorical
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from lightning_estimators import private_api
 
@@ -123,3 +125,46 @@ def test_disabled_compilation_is_noticed():
     with torch._dynamo.config.patch(disable=True):
         assert private_api.is_compilation_disabled(), words
         assert not compiles(), words
+
+
+def test_a_backward_pass_has_a_number():
+    seen = [private_api.backward_number()]
+    x = torch.ones(1, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda _: seen.append(private_api.backward_number()))
+    y.sum().backward()
+    assert (seen[0], seen[1] >= 0) == (-1, True), (
+        "torch._C._current_graph_task_id no longer tells whether a backward pass is running: baselines need it to find "
+        "forward passes that activation checkpointing repeats"
+    )
+
+
+def test_hooks_on_saved_tensors_are_seen():
+    seen = [private_api.is_saving_hooked()]
+    x = torch.ones(1, requires_grad=True)
+    checkpoint(lambda a: seen.append(private_api.is_saving_hooked()) or a * 2, x, use_reentrant=False)
+    assert seen == [False, True], (
+        "the first pass of torch.utils.checkpoint no longer shows in the default hooks on saved tensors: baselines "
+        "need to know of it"
+    )
+
+
+def test_the_forward_pass_of_data_parallel_is_seen():
+    class Within(torch.nn.Module):
+        def forward(self):
+            return private_api.inside_data_parallel_forward()
+
+    assert not Within()()
+    wrapped = object.__new__(DistributedDataParallel)
+    with wrapped._inside_ddp_forward():
+        assert Within()(), "DistributedDataParallel no longer tells that its forward pass is running"
+    assert not Within()()
+
+
+def test_changes_in_place_are_counted():
+    tensor = torch.zeros(2)
+    before = private_api.version(tensor)
+    tensor[0].mul_(2)
+    assert private_api.version(tensor) > before, "tensors no longer count changes in place as `_version`"
+    with torch.inference_mode():
+        assert private_api.version(torch.zeros(1)) == 0

@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_estimators.configurable import Configurable
 
-__all__ = ["Baseline", "average_over_ranks"]
+__all__ = ["Baseline"]
 
 
 class Baseline(Configurable, nn.Module, ABC):
@@ -57,12 +56,3 @@ class Baseline(Configurable, nn.Module, ABC):
     def diagnostics(self) -> dict[str, Tensor]:
         """Figures worth a curve: detached 0-d tensors by name."""
         return {}
-
-
-def average_over_ranks(value: Tensor) -> Tensor:
-    """Return the mean of value over all ranks, so that running statistics never drift apart."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        value = value.clone()
-        dist.all_reduce(value)
-        value /= dist.get_world_size()
-    return value

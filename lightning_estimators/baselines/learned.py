@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_estimators.baselines.base import Baseline, average_over_ranks
-from lightning_estimators.noise import current_scope, is_replaying
+from lightning_estimators.baselines.base import Baseline
+from lightning_estimators.baselines.running import RunningBaseline
 
 __all__ = ["LearnedBaseline"]
 
 
-class LearnedBaseline(Baseline):
+class LearnedBaseline(RunningBaseline):
     r"""Subtracts a prediction from the context and the moving average c of what it left: $f - b_\psi(x) - c$.
 
     ψ minimises the squared signal, by the surrogate optimizer. With `normalize`, the signal is divided by
@@ -27,6 +27,7 @@ class LearnedBaseline(Baseline):
             100 tanh units, sized at the first call.
         normalize: Whether to divide by the standard deviation of the signal.
         decay: Of the moving averages, of past residuals and of their variance, in [0, 1).
+        average_over_processes: Whether the costs of all processes enter the averages, as for `MovingAverage`.
 
     Raises:
         ValueError: decay is outside [0, 1), or no context is given.
@@ -43,23 +44,19 @@ class LearnedBaseline(Baseline):
 
     needs_context: ClassVar[bool] = True
     average: Tensor
-    previous: Tensor
     variance: Tensor
-    started: Tensor
 
-    def __init__(self, network: nn.Module | None = None, normalize: bool = False, decay: float = 0.9) -> None:  # noqa: FBT001
-        super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"LearnedBaseline needs a decay in [0, 1), got {decay!r}.")
+    def __init__(
+        self,
+        network: nn.Module | None = None,
+        normalize: bool = False,  # noqa: FBT001
+        decay: float = 0.9,
+        average_over_processes: bool | None = None,  # noqa: FBT001
+    ) -> None:
+        super().__init__(decay, ("average", "variance"), average_over_processes)
         if network is None:
             network = nn.Sequential(nn.LazyLinear(100), nn.Tanh(), nn.Linear(100, 1))
-        self.network = network
-        self.normalize = normalize
-        self.decay = decay
-        for name in ("average", "variance", "started"):
-            self.register_buffer(name, torch.zeros(()))
-        self.register_buffer("previous", torch.zeros(()), persistent=False)
-        self.scope = 0
+        self.network, self.normalize = network, normalize
 
     def is_unbiased(self) -> bool:
         """Whether the signal keeps the mean of the gradient: not when it is normalized."""
@@ -68,51 +65,44 @@ class LearnedBaseline(Baseline):
     def prepare(self, context: Tensor | None) -> None:
         """Refuse a missing context; size the network."""
         super().prepare(context)
-        try:
-            with torch.no_grad():
-                self.network(context)
-        except RuntimeError as error:
-            features = "no features" if context is None else f"the {context.shape[-1]} features of the context"
-            raise ValueError(
-                f"the network of LearnedBaseline, {type(self.network).__name__}, cannot be evaluated ({error}). Its "
-                f"input has {features}: make its first layer that wide, or torch.nn.LazyLinear."
-            ) from error
+        with torch.no_grad():
+            self._predict(context)
 
     def forward(self, cost: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the (normalized) signal and its square before normalization."""
         Baseline.prepare(self, context)
-        prediction = self.network(context).squeeze(-1)
+        prediction = self._predict(context)
         given = () if context is None else tuple(context.shape)
         if prediction.shape != given[:-1]:
             raise ValueError(
                 f"the network of LearnedBaseline must map (..., features) to (..., 1): for a context of shape {given} "
                 f"it returned {tuple(prediction.shape)} after squeezing."
             )
+        average, variance = self.past(cost).to(cost.dtype)
         residual = cost - prediction.to(cost.dtype)
-        # Noise that is drawn again by an enclosing control variate has already entered the average: use the one before.
-        again = self.training and is_replaying()
-        error = residual - (self.previous if again else self.average).to(cost.dtype)
+        error = residual - average
         signal = error.detach()
         if self.normalize:
-            signal = signal / self.variance.to(cost.dtype).sqrt().clamp_min(1.0)
-        if self.training and not again:
-            # One control variate may replay all calls of a scope: remember the average from before them.
-            if (now := current_scope()) != self.scope:
-                self.previous.copy_(self.average)
-                self.scope = now
-            # After use: what is subtracted above knows only past costs.
-            moments = torch.stack([residual.detach().mean(), error.detach().square().mean()])
-            mean, square = average_over_ranks(moments).to(self.average.dtype)
-            keep = self.decay * self.started
-            self.average.copy_(keep * self.average + (1 - keep) * mean)
-            self.variance.copy_(keep * self.variance + (1 - keep) * square)
-            self.started.fill_(1.0)
+            signal = signal / variance.sqrt().clamp_min(1.0)
+        self.take_in(cost, residual.detach(), error.detach().square())
         return signal, error.square()
 
+    def _predict(self, context: Tensor | None) -> Tensor:
+        try:
+            prediction: Tensor = self.network(context).squeeze(-1)
+        except (RuntimeError, AssertionError) as error:  # torch asserts the width of lazy layers with a loaded state
+            features = "no features" if context is None else f"the {context.shape[-1]} features of the context"
+            raise ValueError(
+                f"the network of LearnedBaseline, {type(self.network).__name__}, cannot be evaluated ({error}). Its "
+                f"input has {features}: make its first layer that wide, or torch.nn.LazyLinear."
+            ) from error
+        return prediction
+
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return `baseline`, the moving average c, and `signal_variance`, that of the squared signal."""
-        return {"baseline": self.average.detach().clone(), "signal_variance": self.variance.detach().clone()}
+        """Return `baseline`, the moving average c, `signal_variance`, that of the squared signal, and `skipped`."""
+        own = {"baseline": self.average.detach().clone(), "signal_variance": self.variance.detach().clone()}
+        return {**super().diagnostics(), **own}
 
     def extra_repr(self) -> str:
         """Show the settings."""
-        return f"normalize={self.normalize}, decay={self.decay}"
+        return f"normalize={self.normalize}, {super().extra_repr()}"

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch.distributions import Bernoulli, Independent
+from torch.utils.checkpoint import checkpoint
 
-from lightning_estimators.baselines import Baseline, LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline
+from lightning_estimators.baselines import Baseline, LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline, running
 from lightning_estimators.estimators import REBAR, REINFORCE
 from lightning_estimators.noise import CommonNoise, is_replaying, replay_scope
 from lightning_estimators.testing import Problem
@@ -207,3 +208,128 @@ def test_an_estimator_that_a_cost_uses_twice_replays_with_the_past_only(samples)
         assert again == pytest.approx([before] * len(again), abs=1e-6)
         assert len(again) >= 2
         assert inner.baseline.average.item() != before
+
+
+@pytest.mark.parametrize("bad", [[float("nan"), 1.0], [float("inf"), 1.0], [float("-inf"), 1.0], [], [3e38, 3e38]])
+@pytest.mark.parametrize("name", ["moving", "learned"])
+def test_costs_that_are_not_finite_or_missing_leave_the_statistics_as_they_were(name, bad):
+    baseline = FACTORIES[name]()
+    baseline(torch.randn(1, 4), CONTEXT)
+    before = {k: v.clone() for k, v in baseline.named_buffers()}
+    baseline(torch.tensor([bad]) * 10, CONTEXT[: len(bad)])
+    after = dict(baseline.named_buffers())
+    changed = [k for k in after if k != "previous" and not torch.equal(after[k], before[k])]
+    assert changed == []
+    assert baseline.diagnostics()["skipped"] == 1
+    baseline(torch.ones(1, 4), CONTEXT)
+    assert baseline.diagnostics()["skipped"] == 1
+    assert not torch.equal(baseline.average, before["average"])
+
+
+@pytest.mark.parametrize("name", ["moving", "learned"])
+def test_a_bad_first_cost_does_not_start_the_averages(name):
+    baseline = FACTORIES[name]()
+    baseline(torch.full((1, 4), float("nan")), CONTEXT)
+    assert baseline.started == 0
+    assert torch.isfinite(baseline(torch.randn(1, 4), CONTEXT)[0]).all()
+
+
+@pytest.mark.parametrize("name", ["moving", "learned"])
+def test_all_statistics_are_buffers_so_that_a_step_can_be_taken_back(name):
+    baseline, cost = FACTORIES[name](), torch.randn(3, 1, 4)
+    baseline(cost[0], CONTEXT)
+    kept = {k: v.clone() for k, v in baseline.named_buffers()}
+    expected, _ = baseline(cost[1], CONTEXT)
+    baseline(cost[2], CONTEXT)
+    for k, v in baseline.named_buffers():
+        v.copy_(kept[k])
+    assert torch.equal(baseline(cost[1], CONTEXT)[0], expected)
+
+
+def subtracted_by(baseline, calls, *, reentrant):
+    """What is subtracted from the costs of a few calls in the first pass, and when backward repeats them."""
+    seen = []
+
+    def run(a):
+        cost = torch.rand(1, 4) + a.detach()
+        signal, _ = baseline(cost, CONTEXT) if torch.is_grad_enabled() else (cost, None)
+        seen.append((cost - signal).mean().item())
+        return a.square()
+
+    leaves = [torch.ones(1, requires_grad=True) for _ in range(calls)]
+    values = [checkpoint(run, a, use_reentrant=reentrant) for a in leaves]
+    sum(values).sum().backward()
+    return seen[:calls], seen[calls:]
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_activation_checkpointing_meets_the_averages_of_the_first_pass(calls):
+    baseline = MovingAverage(decay=0.5)
+    for _ in range(3):
+        first, again = subtracted_by(baseline, calls, reentrant=False)
+        assert sorted(again) == sorted(first)
+        assert len(set(first)) == calls
+    assert baseline.taken == 3 * calls  # each cost entered once
+
+
+def test_reentrant_checkpointing_meets_the_averages_from_before_the_backward_pass():
+    baseline = MovingAverage(decay=0.5)
+    for _ in range(3):
+        before = baseline.average.item()
+        _, again = subtracted_by(baseline, 3, reentrant=True)
+        assert again == pytest.approx([before] * 3, abs=1e-6)
+        assert baseline.average.item() != before
+
+
+def processes(monkeypatch, others, *, inside):
+    """Stand in for a second process, whose sums and count are given."""
+    asked = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda totals: asked.append(totals.add_(others)))
+    monkeypatch.setattr(running, "inside_data_parallel_forward", lambda: inside)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("option", "inside", "waits"),
+    [(None, True, True), (None, False, False), (True, False, True), (False, True, False)],
+)
+def test_processes_wait_for_one_another_only_where_all_call_or_it_is_asked_for(monkeypatch, option, inside, waits):
+    asked = processes(monkeypatch, torch.tensor([10.0, 1.0]), inside=inside)
+    baseline = MovingAverage(average_over_processes=option)
+    baseline(torch.tensor([[1.0, 1.0, 1.0]]), None)
+    assert len(asked) == int(waits)
+    assert baseline.average == (13 / 4 if waits else 1.0)
+
+
+def test_an_empty_batch_of_one_process_takes_the_costs_of_the_others(monkeypatch):
+    processes(monkeypatch, torch.tensor([10.0, 2.0]), inside=True)
+    baseline = MovingAverage()
+    baseline(torch.empty(1, 0), None)
+    assert baseline.average == 5
+
+
+def test_a_process_that_does_not_call_is_named(monkeypatch):
+    def times_out(totals):
+        raise RuntimeError("Timed out waiting 1800000ms for recv operation to complete")
+
+    processes(monkeypatch, 0, inside=True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", times_out)
+    with pytest.raises(RuntimeError, match=r"all 2 processes, but not all.*average_over_processes=False.*Timed out"):
+        MovingAverage()(torch.ones(1, 3), None)
+
+
+def test_another_width_of_context_is_refused_after_prepare_in_the_same_words():
+    baseline = LearnedBaseline()
+    baseline.prepare(CONTEXT)
+    with pytest.raises(ValueError, match="has the 3 features of the context: make"):
+        baseline(torch.ones(1, 4), torch.ones(4, 3))
+
+
+def test_a_state_of_another_width_before_prepare_is_refused_in_the_same_words():
+    loaded, other = LearnedBaseline(), LearnedBaseline()
+    other.prepare(torch.ones(4, 3))
+    loaded.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="has the 2 features of the context: make"):
+        loaded.prepare(CONTEXT)
