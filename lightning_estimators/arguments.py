@@ -125,7 +125,8 @@ def _words(hint: Any) -> str:
     if origin is typing.Annotated:
         return _words(inner[0])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_words(option) for option in inner)
+        words = " or ".join(_words(option) for option in inner)
+        return words.replace("True or False or", "True, False or")
     if hint is None or hint is type(None):
         return "None"
     if origin is typing.Literal:

@@ -99,14 +99,10 @@ class StochasticBackprop(GradientEstimator):
             raise ValueError(
                 f'form="series" needs an order and form="jump" takes none; got form={form!r}, order={order!r}.'
             )
-        if order is not None and (isinstance(order, bool) or not isinstance(order, int) or order < 1):
+        if order is not None and order < 1:
             raise ValueError(f"order must be an integer of at least 1, got {order!r}.")
-        if f_gradient not in (None, True, False):
-            raise ValueError(f"f_gradient must be True, False or None (f decides), got {f_gradient!r}.")
         if form == "series" and f_gradient is False:
             raise ValueError('form="series" differentiates f; for a black box use form="jump", f_gradient=False.')
-        if compile not in (None, True, False):
-            raise ValueError(f"compile must be True, False or None (automatic), got {compile!r}.")
         self.form, self.order, self.f_gradient = form, order, f_gradient
         self.compiled = compile  # `compile` is a method of modules
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_estimators.noise import CommonNoise
+from lightning_estimators.objectives.answers import as_costs
 from lightning_estimators.objectives.coordinates import Coordinates
+from lightning_estimators.objectives.pace import Pace
 
 __all__ = ["NotTwiceDifferentiableError", "Objective", "differentiated_twice"]
 
@@ -71,13 +73,7 @@ class Objective(ABC):
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return f(z) with its shape checked."""
-        out = self.value(z)
-        expected = z.shape[: z.ndim - self.event_dim]
-        if out.shape != expected:
-            raise ValueError(
-                f"f must map sample_shape + batch_shape + event_shape to sample_shape + batch_shape: "
-                f"for z of shape {tuple(z.shape)} expected {tuple(expected)}, got {tuple(out.shape)}."
-            )
+        out = as_costs(self.value(z), z, self.event_dim)
         return as_floating(out, z)
 
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
@@ -209,10 +205,18 @@ class Objective(ABC):
         return at.unflatten(out.reshape(-1, coordinates, points).transpose(1, 2))
 
     def is_differentiable(self, z: Tensor) -> bool:
-        """Whether f has a gradient in z; costs one evaluation of f and of its gradient."""
+        """Whether f has a gradient in z; costs one evaluation of f and of its gradient.
+
+        Asked where f was evaluated before without a gradient: an error now means that f cannot be differentiated.
+        """
         with torch.enable_grad():
             leaf = z.detach().clone().requires_grad_()
-            value = self(leaf)
+            try:
+                value = self(leaf)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # f works where z needs no gradient: NumPy, say, refuses tensors that do
+                return False
             if not value.requires_grad:
                 return False
             (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
@@ -248,10 +252,12 @@ class Objective(ABC):
     def _chunks(self, count: int, bytes_each: int, device: torch.device) -> Iterator[tuple[int, int]]:
         """Yield ranges that make up `range(count)`, each as long as the byte budget allows."""
         step = max(1, self._budget(device) // max(1, bytes_each))
+        pace = Pace(count)
         # The incomplete range comes first: a cost that draws noise for every point has then drawn most at the last one,
         # and what is drawn next is new.
         for stop in range((count - 1) % step + 1, count + 1, step):
             yield max(0, stop - step), stop
+            pace.check(stop)
 
     def _budget(self, device: torch.device) -> int:
         if self.chunk_bytes is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_estimators.objectives.answers import ask
 from lightning_estimators.objectives.base import Objective
 
 __all__ = ["CallableObjective", "as_objective"]
@@ -16,7 +17,8 @@ class CallableObjective(Objective):
     """Any callable.
 
     Args:
-        f: Maps `sample_shape + batch_shape + event_shape` to `sample_shape + batch_shape`.
+        f: Maps `sample_shape + batch_shape + event_shape` to `sample_shape + batch_shape`; a NumPy array of that shape
+            will do. It must not change its argument in place.
         event_dim: How many of the last axes of z are the event.
         dtype: What z is cast to before f sees it; None leaves it as it is.
     """
@@ -28,7 +30,10 @@ class CallableObjective(Objective):
 
     def value(self, z: Tensor) -> Tensor:
         """Return f(z)."""
-        return self.f(self._cast(z))
+        z = self._cast(z)
+        if isinstance(self.f, Objective):
+            return self.f.value(z)
+        return ask(self.f, z, self.event_dim)
 
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Return the changes; f is asked itself if it is an objective that only needed a cast."""

@@ -118,7 +118,7 @@ def test_series_of_families_without_a_cumulant(family):
         ({"form": "series", "order": True}, r"an integer order .*got True"),
         ({"form": "series", "order": "4"}, "order must be an integer or None, got '4'"),
         ({"form": "series", "order": 2, "f_gradient": False}, 'differentiates f; for a black box use form="jump"'),
-        ({"f_gradient": "yes"}, "f_gradient must be True or False or None"),
+        ({"f_gradient": "yes"}, "f_gradient must be True, False or None"),
         ({"num_samples": 0}, "num_samples of at least 1, got 0"),
     ],
 )
