@@ -97,10 +97,10 @@ class Divergence(Experiment):
         lines: list[str] = []
         for (samples,), group in grouped(rows, "samples").items():
             first, jump = group[0]["metrics"], seeds(group, "jump")
-            body = [("exact", f"{first['exact']:.4f}", "")]
-            body += [(f"series, N = {n}", f"{first[f'series_{n}']:.4f}", "") for n in ORDERS]
-            body.append((f"jump form, {samples} samples", stated(jump, 4), "0" if jump is None else str(jump.n)))
-            lines += table(("", "derivative of E[f(z)] in the scale", "seeds"), body)
+            head = ["", "exact", *(f"series, N = {n}" for n in ORDERS), f"jump form, {samples} samples", "seeds"]
+            figures = [f"{first[key]:.4f}" for key in ("exact", *(f"series_{n}" for n in ORDERS))]
+            count = "0" if jump is None else str(jump.n)
+            lines += table(head, [["derivative of E[f(z)] in the scale", *figures, stated(jump, 4), count]])
         return lines
 
     def figures(self, rows: Sequence[Row], folder: Path) -> list[Path]:

@@ -19,10 +19,10 @@ HEAD = """\
 
 The estimators of this package were run on the experiments of
 
-- Grathwohl et al. (2018), *Backpropagation through the Void*, <https://arxiv.org/abs/1711.00123>, and its draft
-  *Backpropagate through anything*: REBAR, RELAX and relaxed REBAR (which the published version calls RELAX);
-- Echraibi et al. (2020), *Generalized Stochastic Backpropagation*, <https://hal.science/hal-02968975>: here
-  `StochasticBackprop`, whose rule for Bernoulli and categorical variables is called the *exact discrete rule* below.
+- Grathwohl et al. (2018), *Backpropagation through the Void*, <https://arxiv.org/abs/1711.00123>, and its draft \
+*Backpropagate through anything*: REBAR, RELAX and relaxed REBAR (which the published version calls RELAX);
+- Echraibi et al. (2020), *Generalized Stochastic Backpropagation*, <https://hal.science/hal-02968975>: here \
+`StochasticBackprop`, whose rule for Bernoulli and categorical variables is called the *exact discrete rule* below.
 
 REBAR is by Tucker et al. (2017), <https://arxiv.org/abs/1703.07370>. `python -m benchmarks report` computes this page,
 its answers included, from the rows in `benchmarks/results`; `python -m benchmarks runs` prints the command, the commit
@@ -35,11 +35,11 @@ READING = """\
 
 ## How to read the tables
 
-- `±` is the standard deviation over seeds; in differences, the standard error. `*` marks a difference that rests on one
-  seed. Two figures tie within two standard errors; where one has a single seed, also within 0.25.
-- ELBOs and bounds are in nats per image; higher is better. The test bound is by importance sampling. *Log-variance* is
-  the natural logarithm of the variance of an entry of the gradient (of the encoder, for images): *fresh* from repeated
-  estimates on one batch, *Adam* from Adam's moments as in Echraibi et al. (2020), which vary with the batch too.
+- `±` is the standard deviation over seeds; in differences, the standard error. `*` marks a difference that rests on \
+one seed. Two figures tie within two standard errors; where one has a single seed, also within 0.25.
+- ELBOs and bounds are in nats per image; higher is better. The test bound is by importance sampling. *Log-variance* \
+is the natural logarithm of the variance of an entry of the gradient (of the encoder, for images): *fresh* from repeated \
+estimates on one batch, *Adam* from Adam's moments as in Echraibi et al. (2020), which vary with the batch too.
 - A claim of a size holds from three quarters of it upwards. S is the number of samples per image.
 """
 
@@ -83,8 +83,8 @@ def write_report(
         lines += experiments[name].report(finished[name])
         lines += [f"- failed: `{row['command']}`: {row['failed']}" for row in finished[name] if "failed" in row]
         lines.append("")
-        for figure in experiments[name].figures(finished[name], folder) if finished[name] else []:
-            lines.append(f"![{figure.stem}]({os.path.relpath(figure, path.parent)})")
+        drawn = experiments[name].figures(finished[name], folder) if finished[name] else []
+        lines.append(" ".join(f"![{figure.stem}]({os.path.relpath(figure, path.parent)})" for figure in drawn))
         lines += _evidence(judged[name]) if name == "discrete" and finished[name] else []
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n")

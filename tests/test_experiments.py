@@ -82,7 +82,8 @@ def test_report_has_tables_claims_and_figures(finished):
     assert "| squares, 100 steps | seeds | final loss, d = 2 |" in report
     assert "| StochasticBackprop-jump | 1 |" in report
     assert "| StochasticBackprop-N4 | 1 | -4" in report
-    assert "| series, N = 8 | 6.7337 |" in report
+    assert "| exact | series, N = 2 | series, N = 4 | series, N = 6 | series, N = 8 | series, N = 10 |" in report
+    assert "| -0.6181 | -1.4225 | 0.8043 | -3.5603 | 6.7337 | -24.8751 |" in report
     for name in ("toy_100", "gamma_squares_100", "regression_1", "divergence"):
         assert f"figures/{name}.png)" in report
         assert (finished / "quick" / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
