@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -28,7 +30,9 @@ class SaveOnSigterm(pl.Callback):
     The file is put in the folder of the first `ModelCheckpoint`, over its `last.ckpt` if it keeps one. A trainer
     without one (`enable_checkpointing=False`) saves nothing unless `dirpath` says where.
 
-    With several processes the signal must reach each of them, as it does under `torchrun` and Lightning's launchers.
+    With several processes it is enough that one of them receives the signal. They agree after each training batch, by
+    one number that is exchanged, whether to stop; a signal during a validation takes effect after the batch that
+    follows it.
 
     Args:
         dirpath: Folder of the checkpoint; None for that of the trainer's `ModelCheckpoint`.
@@ -40,6 +44,22 @@ class SaveOnSigterm(pl.Callback):
     def __init__(self, dirpath: str | Path | None = None) -> None:
         super().__init__()
         self.dirpath = None if dirpath is None else os.path.expanduser(dirpath)
+        self._received = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the place of Lightning's handler where there are several processes.
+
+        Lightning's exchanges a number between the processes inside the handler, wherever each of them happens to be;
+        if one of them is averaging gradients, all wait for ever. Lightning puts the handlers of before back at the end.
+        """
+        self._received = False
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._receive)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Stop all processes at the same batch, if one of them was told to."""
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self._received, all=False):
+            raise SIGTERMException
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save, if it is SIGTERM that ends the training, and set the status of the process."""
@@ -52,6 +72,9 @@ class SaveOnSigterm(pl.Callback):
         if path is not None:
             trainer.save_checkpoint(path)
             rank_zero_info(f"SIGTERM: saved {path!r} after step {trainer.global_step}.")
+
+    def _receive(self, *_: Any) -> None:
+        self._received = True
 
     def _path(self, saving: Checkpoint | None) -> str | None:
         """Return where the checkpoint goes, and tell the callback that keeps the others."""

@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import socket
 
 import lightning.pytorch as pl
 import pytest
@@ -116,3 +117,41 @@ def test_other_exceptions_save_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="broken"):
         run(tmp_path, Fails())
     assert os.listdir(tmp_path) == []
+
+
+def test_two_processes_stop_at_the_same_batch(tmp_path):
+    """As under `torchrun`: the second receives the signal while it computes the third step."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    class Rank1Terminated(Terminated):
+        def count(self, at, trainer, *_):
+            if trainer.global_rank == 1:
+                super().count(at)
+
+    def fit(rank):
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+        place |= {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_RUN_ID": "test"}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        run(tmp_path, Rank1Terminated("on_train_batch_start", 3), strategy="ddp", devices=2)
+
+    children = [fork(functools.partial(fit, rank)) for rank in (0, 1)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [143, 143]
+    assert [(path.name, torch.load(path)["global_step"]) for path in tmp_path.iterdir()] == [("last.ckpt", 3)]
+
+
+def fork(action):
+    """Run an action in a process of its own, which exits as a script would."""
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.alarm(60)  # processes that wait for each other end by this signal instead
+    status = 99
+    try:
+        action()
+        status = 0
+    except SystemExit as exiting:
+        status = exiting.code
+    finally:
+        os._exit(status)
