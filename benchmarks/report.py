@@ -38,8 +38,8 @@ READING = """\
 - `±` is the standard deviation over seeds; in differences, the standard error. `*` marks a difference that rests on \
 one seed. Two figures tie within two standard errors; where one has a single seed, also within 0.25.
 - ELBOs and bounds are in nats per image; higher is better. The test bound is by importance sampling. *Log-variance* \
-is the natural logarithm of the variance of an entry of the gradient (of the encoder, for images): *fresh* from repeated \
-estimates on one batch, *Adam* from Adam's moments as in Echraibi et al. (2020), which vary with the batch too.
+is the natural logarithm of the variance of an entry of the gradient (of the encoder, for images): *fresh* from \
+repeated estimates on one batch, *Adam* from Adam's moments as in Echraibi et al. (2020), which vary with the batch too.
 - A claim of a size holds from three quarters of it upwards. S is the number of samples per image.
 """
 
