@@ -16,8 +16,8 @@ from lightning_estimators.testing import (
     BOUND,
     COMPARISONS,
     FALSE_ALARM_RATE,
+    ExactExpectation,
     Moments,
-    Problem,
     Report,
     check_estimator,
     nested_moments,
@@ -251,7 +251,7 @@ def test_families_without_a_problem_are_named():
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("family", [Bernoulli, OneHotCategorical])
 def test_exact_figures_agree_with_enumeration(family, layers):
-    problem = Problem(family, layers)
+    problem = ExactExpectation(family, layers)
     moments = nested_moments(problem, [Enumeration] * layers)
     for name in moments.exact:
         assert moments.error(name)[0].abs().max() < 1e-12
@@ -259,7 +259,7 @@ def test_exact_figures_agree_with_enumeration(family, layers):
 
 @pytest.mark.parametrize("family", [Bernoulli, OneHotCategorical, Normal, Gamma])
 def test_exact_gradients_agree_with_finite_differences_of_the_exact_value(family):
-    problem = Problem(family, layers=2, variables=2 if family in (Bernoulli, OneHotCategorical) else 1)
+    problem = ExactExpectation(family, layers=2, variables=2 if family in (Bernoulli, OneHotCategorical) else 1)
     exact = problem.exact()
     parameters = problem.parameters()
     for name, p in parameters.items():
@@ -274,11 +274,11 @@ def test_exact_gradients_agree_with_finite_differences_of_the_exact_value(family
 
 def test_more_continuous_variables_than_the_grid_has_axes_are_refused():
     with pytest.raises(ValueError, match="integrated over two variables, got 2 in each layer"):
-        Problem(Gamma, layers=2).exact()
+        ExactExpectation(Gamma, layers=2).exact()
 
 
 def _exact_value(problem, parameters):
-    shifted = Problem(problem.family, problem.layers, problem.variables)
+    shifted = ExactExpectation(problem.family, problem.layers, problem.variables)
     object.__setattr__(shifted, "parameters", lambda: {name: p.clone() for name, p in parameters.items()})
     return shifted.exact()["value"].item()
 

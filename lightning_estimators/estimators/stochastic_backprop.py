@@ -14,14 +14,8 @@ from lightning_estimators.estimators.cost_gradient import depends_on
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.objectives import Objective
 from lightning_estimators.objectives.compilation import compile_choice
-from lightning_estimators.rules import (
-    cumulant_for,
-    exponential_rule,
-    has_cumulant,
-    has_rule,
-    rule_for,
-    series_rule,
-)
+from lightning_estimators.rules import cumulant_for, has_cumulant, has_rule, rule_for
+from lightning_estimators.rules.series import exponential_rule, series_rule
 
 __all__ = ["StochasticBackprop"]
 

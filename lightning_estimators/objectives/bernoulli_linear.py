@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -13,7 +14,6 @@ from lightning_estimators.objectives.base import Objective, check_order
 from lightning_estimators.objectives.compilation import is_compiled
 from lightning_estimators.objectives.coordinates import Coordinates
 from lightning_estimators.objectives.linear import check_linear, linear
-from lightning_estimators.objectives.sigmoid_derivative import sigmoid_derivative
 from lightning_estimators.objectives.softplus_change import (
     WIDEST,
     SoftplusAt,
@@ -253,3 +253,26 @@ def _are_one_hot(z: Tensor) -> bool:
 def _small(columns: Tensor) -> bool:
     """Whether moves may be so small that beside 1 they would lose their digits."""
     return columns.abs().mean().item() < 1e5 * torch.finfo(columns.dtype).eps
+
+
+def sigmoid_derivative(a: Tensor, order: int) -> Tensor:
+    """Return the derivative of the logistic function of the given order, at least 1, as a polynomial in it."""
+    s = torch.sigmoid(-a.abs())  # below 1/2: accurate in the tails, which mirror each other
+    out = torch.zeros_like(s)
+    for c in reversed(_sigmoid_polynomial(order)):
+        out = out * s + c
+    out = out * s * (1 - s)
+    return out if order % 2 else torch.where(a < 0, out, -out)
+
+
+@cache
+def _sigmoid_polynomial(order: int) -> tuple[int, ...]:
+    """Coefficients of q_n in sigma^(n) = sigma' q_n(sigma): q_1 = 1, q_{n+1} = (1 - 2s) q_n + s(1 - s) q_n'."""
+    if order == 1:
+        return (1,)
+    q = _sigmoid_polynomial(order - 1)
+    out = [0] * (len(q) + 1)
+    for power, c in enumerate(q):
+        out[power] += c * (1 + power)
+        out[power + 1] -= c * (2 + power)
+    return tuple(out)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_estimators.private_api import is_compilation_disabled, mark_compiled_sizes
 
-__all__ = ["compile_choice", "compiler_at_hand", "fused", "is_compiled"]
+__all__ = ["compile_choice", "compiled_or_none", "compiler_at_hand", "is_compiled"]
 
 WORTHWHILE = 2**22
 """How many elements make a question worth the seconds that compiling takes."""
@@ -49,7 +49,7 @@ def compile_choice(choice: bool | None) -> Iterator[None]:  # noqa: FBT001
 
 
 def is_compiled(elements: int, device: torch.device) -> bool:
-    """Whether to ask `fused` for a question of that many elements.
+    """Whether to ask `compiled_or_none` for a question of that many elements.
 
     Depends on sizes, device, the choice, and whether a compiler is there: the same in a run that is resumed.
     """
@@ -73,7 +73,7 @@ def compiler_at_hand(device_type: str) -> bool:
     return device_type == "cpu" and compiler and headers
 
 
-def fused(
+def compiled_or_none(
     function: Callable[..., Tensor], arguments: Sequence[Tensor], sizes: Sequence[Sequence[int]]
 ) -> Tensor | None:
     """Return the compiled function of the arguments, or None where compiling fails, which warns once.

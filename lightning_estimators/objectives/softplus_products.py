@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_estimators.objectives.compilation import fused
+from lightning_estimators.objectives.compilation import compiled_or_none
 from lightning_estimators.objectives.softplus_change import SoftplusAt
 
 __all__ = ["class_products", "flip_products", "move_products", "product_reach"]
@@ -43,7 +43,7 @@ def flip_products(a: Tensor, columns: Tensor, negative: Tensor, reach: float) ->
     """
     group = _grouping(a.shape[1], reach)
     arguments = (*_tails(a, group), _tables(columns, group), negative)
-    return fused(_flips, arguments, ((0, 1), (0, 1), (1, 2), (0, 1)))
+    return compiled_or_none(_flips, arguments, ((0, 1), (0, 1), (1, 2), (0, 1)))
 
 
 def class_products(a: Tensor, columns: Tensor, current: Tensor, reach: float) -> Tensor | None:
@@ -60,7 +60,7 @@ def class_products(a: Tensor, columns: Tensor, current: Tensor, reach: float) ->
     """
     group = _grouping(a.shape[1], reach)
     arguments = (*_tails(a, group), _tables(columns, group), current)
-    return fused(_classes, arguments, ((0, 1), (0, 1), (1, 2, 3), (0, 1)))
+    return compiled_or_none(_classes, arguments, ((0, 1), (0, 1), (1, 2, 3), (0, 1)))
 
 
 def move_products(a: Tensor, scale: Tensor, moves: Tensor) -> Tensor | None:
@@ -77,7 +77,7 @@ def move_products(a: Tensor, scale: Tensor, moves: Tensor) -> Tensor | None:
     group = _grouping(a.shape[1], 0.0)
     at = SoftplusAt(_grouped(a, group))
     of_a = (at.sign, at.shift, at.crossing, at.tail, at.below, at.above)
-    return fused(_moves, (*of_a, scale, _grouped(moves, group)), (*[(0, 1)] * 7, (0, 1, 2)))
+    return compiled_or_none(_moves, (*of_a, scale, _grouped(moves, group)), (*[(0, 1)] * 7, (0, 1, 2)))
 
 
 def _grouping(outputs: int, reach: float) -> tuple[int, int]:

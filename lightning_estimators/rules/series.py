@@ -27,7 +27,7 @@ def series_coefficients(cumulant: Cumulant, parameters: dict[str, Tensor], order
 
     Example:
         >>> import torch
-        >>> from lightning_estimators.rules import gamma_cumulant
+        >>> from lightning_estimators.rules.gamma import gamma_cumulant
         >>> gamma = {"concentration": torch.tensor(3.0), "rate": torch.tensor(0.5)}
         >>> series_coefficients(gamma_cumulant, gamma, 3)["concentration"]  # scale^n / n
         [tensor(2.), tensor(2.), tensor(2.6667)]

@@ -3,7 +3,7 @@
 from lightning_estimators.testing.check import CHECKS, check_estimator
 from lightning_estimators.testing.gradients import nested_moments
 from lightning_estimators.testing.learning import total_variance
-from lightning_estimators.testing.problems import Problem
+from lightning_estimators.testing.problems import ExactExpectation
 from lightning_estimators.testing.statistics import BOUND, COMPARISONS, FALSE_ALARM_RATE, Moments, Report
 
 __all__ = [
@@ -11,8 +11,8 @@ __all__ = [
     "CHECKS",
     "COMPARISONS",
     "FALSE_ALARM_RATE",
+    "ExactExpectation",
     "Moments",
-    "Problem",
     "Report",
     "check_estimator",
     "nested_moments",

@@ -16,7 +16,7 @@ from lightning_estimators.testing.contract import (
 from lightning_estimators.testing.gradients import check_batch_of_one, check_bias, check_reach
 from lightning_estimators.testing.learning import check_surrogate_gradient, check_training, check_variance_gradient
 from lightning_estimators.testing.statistics import Report
-from lightning_estimators.testing.subject import Factory
+from lightning_estimators.testing.under_test import Factory
 
 __all__ = ["CHECKS", "check_estimator"]
 

@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategorical
 
 from lightning_estimators.testing.statistics import Report, require
-from lightning_estimators.testing.subject import Cost, Factory, Subject, accepts, build, families, layouts, one_layer
+from lightning_estimators.testing.under_test import (
+    Cost,
+    EstimatorUnderTest,
+    Factory,
+    accepts,
+    build,
+    families,
+    layouts,
+    one_layer,
+)
 
 __all__ = ["check_copies", "check_evaluations", "check_refusals", "check_saturated", "check_shapes"]
 
@@ -151,7 +160,7 @@ def check_copies(factory: Factory, report: Report) -> None:
         }
         expected = _outcome(subject, family, logits)
         for how, estimator in copies.items():
-            found = _outcome(Subject(estimator, subject.needs_context), family, logits)
+            found = _outcome(EstimatorUnderTest(estimator, subject.needs_context), family, logits)
             same = all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
             require(same, check, family.__name__, f"{how}: another estimate under the same noise")
         shown = repr(subject.estimator)
@@ -178,7 +187,7 @@ class _Counted:
         self.gradients += gradient.numel() // self.event_size
 
 
-def _outcome(subject: Subject, family: type[Distribution], logits: Tensor) -> list[Tensor]:
+def _outcome(subject: EstimatorUnderTest, family: type[Distribution], logits: Tensor) -> list[Tensor]:
     torch.manual_seed(7)
     q = one_layer(family, logits)
     value = subject(q, weighted_squares(q))

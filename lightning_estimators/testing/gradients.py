@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, OneHotCategorical
 
-from lightning_estimators.testing.problems import Problem
+from lightning_estimators.testing.problems import ExactExpectation
 from lightning_estimators.testing.statistics import Moments, Report, require
-from lightning_estimators.testing.subject import Factory, build, families, one_layer
+from lightning_estimators.testing.under_test import Factory, build, families, one_layer
 
 __all__ = ["SAMPLES", "check_batch_of_one", "check_bias", "check_reach", "nested_moments"]
 
@@ -18,7 +18,7 @@ SAMPLES = 200_000
 """Independent estimates per comparison of `check_bias`."""
 
 
-def nested_moments(problem: Problem, factories: Sequence[Factory], samples: int = SAMPLES) -> Moments:
+def nested_moments(problem: ExactExpectation, factories: Sequence[Factory], samples: int = SAMPLES) -> Moments:
     """Return the moments of estimates of a problem by estimators nested in one another, outermost first.
 
     The estimates are the batches of a few large calls, so that running statistics of one are in use in the next.
@@ -46,7 +46,7 @@ def check_bias(factory: Factory, report: Report) -> None:
     for family in found:
         for layers in (1, 2) if family in (Bernoulli, OneHotCategorical) or Bernoulli not in found else (1,):
             # Two variables interact in one layer; in two nested ones of other than bits one variable is enough.
-            problem = Problem(family, layers, variables=1 if layers == 2 and family is not Bernoulli else 2)
+            problem = ExactExpectation(family, layers, variables=1 if layers == 2 and family is not Bernoulli else 2)
             moments = nested_moments(problem, [factory] * layers)
             unbiased = factory().is_unbiased(problem.distribution(problem.parameters()["logits"]))
             (report.unbiased if unbiased else report.biased)("bias", str(problem), moments)
@@ -93,7 +93,8 @@ def check_reach(factory: Factory, report: Report) -> None:
     check = "reach"
     for family in families(factory):
         for layers in (1, 2):
-            problem = Problem(family, layers, variables=2 if family in (Bernoulli, OneHotCategorical) else 3 - layers)
+            variables = 2 if family in (Bernoulli, OneHotCategorical) else 3 - layers
+            problem = ExactExpectation(family, layers, variables)
             q = problem.distribution(problem.parameters()["logits"].unsqueeze(0))
             subjects = [build(factory, q, seed) for seed in range(layers)]
             for name, gradient in problem.estimates(subjects, 50, backward=True).items():

@@ -10,14 +10,14 @@ from torch.distributions import Bernoulli, OneHotCategorical
 
 from lightning_estimators.distributions import distribution_parameters, rebuild
 from lightning_estimators.moments import GradientMoments
-from lightning_estimators.testing.problems import Problem
+from lightning_estimators.testing.problems import ExactExpectation
 from lightning_estimators.testing.statistics import Moments, Report, require
-from lightning_estimators.testing.subject import Factory, Subject, build, families
+from lightning_estimators.testing.under_test import EstimatorUnderTest, Factory, build, families
 
 __all__ = ["check_surrogate_gradient", "check_training", "check_variance_gradient", "total_variance"]
 
 
-def _run(subject: Subject, problem: Problem, batch: int) -> tuple[list[Tensor], Tensor]:
+def _run(subject: EstimatorUnderTest, problem: ExactExpectation, batch: int) -> tuple[list[Tensor], Tensor]:
     """Return the parameters of q with a batch axis, and the estimate for the problem's cost, whose own are frozen.
 
     The parameters of q themselves, not what they are made from: an estimator's variance is that of its gradient there.
@@ -28,11 +28,11 @@ def _run(subject: Subject, problem: Problem, batch: int) -> tuple[list[Tensor], 
     return list(leaves.values()), subject(rebuild(q, leaves), lambda b: problem.cost(parameters, b))
 
 
-def _built(factory: Factory, problem: Problem) -> Subject:
+def _built(factory: Factory, problem: ExactExpectation) -> EstimatorUnderTest:
     return build(factory, problem.distribution(problem.parameters()["logits"].unsqueeze(0)))
 
 
-def total_variance(subject: Subject, problem: Problem, samples: int, seed: int = 0) -> float:
+def total_variance(subject: EstimatorUnderTest, problem: ExactExpectation, samples: int, seed: int = 0) -> float:
     """Return the variance of the gradient in the parameters of q, summed over them."""
     torch.manual_seed(seed)
     leaves, value = _run(subject, problem, samples)
@@ -49,12 +49,14 @@ def check_surrogate_gradient(factory: Factory, report: Report) -> None:
     """
     check = "surrogate gradient"
     for family in families(factory):
-        problem = Problem(family)
+        problem = ExactExpectation(family)
         start = _built(factory, problem)
         if not start.own():
             continue
 
-        def own(upstream: Tensor, start: Subject = start, problem: Problem = problem) -> tuple[Tensor, bool]:
+        def own(
+            upstream: Tensor, start: EstimatorUnderTest = start, problem: ExactExpectation = problem
+        ) -> tuple[Tensor, bool]:
             subject = copy.deepcopy(start)
             torch.manual_seed(0)
             torch.autograd.backward(_run(subject, problem, len(upstream))[1], upstream)
@@ -89,7 +91,7 @@ def check_variance_gradient(factory: Factory, report: Report) -> None:
     if not factory().learns_variance:
         return
     for family in families(factory):
-        problem = Problem(family)
+        problem = ExactExpectation(family)
         subject = _built(factory, problem)
         own = subject.own()
         if not own:
@@ -112,7 +114,12 @@ def check_variance_gradient(factory: Factory, report: Report) -> None:
 
 
 def _derivatives(
-    subject: Subject, problem: Problem, direction: dict[str, Tensor], batch: int, seed: int, step: float = 1e-4
+    subject: EstimatorUnderTest,
+    problem: ExactExpectation,
+    direction: dict[str, Tensor],
+    batch: int,
+    seed: int,
+    step: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
     """Directional derivative of the second moment in own parameters: of backward, and by central difference."""
     own = subject.own()
@@ -145,7 +152,7 @@ def check_training(factory: Factory, report: Report) -> None:
     for family in families(factory):
         if not factory().learns_variance and family not in (Bernoulli, OneHotCategorical):
             continue
-        problem = Problem(family)
+        problem = ExactExpectation(family)
         subject = _built(factory, problem)
         unbiased = subject.estimator.is_unbiased(problem.distribution(problem.parameters()["logits"]))
         if not (unbiased and subject.own()):

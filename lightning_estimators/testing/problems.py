@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Gamma, Independent, Normal, OneHotCategorical
 from torch.nn.functional import log_softmax, one_hot, softplus
 
-__all__ = ["Problem", "from_logits"]
+__all__ = ["ExactExpectation", "from_logits"]
 
 Estimator = Callable[[Distribution, Callable[[Tensor], Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
-class Problem:
+class ExactExpectation:
     r"""$E_{q(b_1) q(b_2 | b_1)} [v \cdot \tanh(W [b_1, b_2] + c) + \log q(b_1) + \log q(b_2 | b_1)]$, exactly known.
 
     The cost has parameters of its own (W, c, v: a decoder) and depends on those of q directly (log q: an entropy term);
@@ -33,7 +33,7 @@ class Problem:
 
     Example:
         >>> from lightning_estimators.estimators import StochasticBackprop
-        >>> problem = Problem(Bernoulli)
+        >>> problem = ExactExpectation(Bernoulli)
         >>> exact = problem.exact()
         >>> estimates = problem.estimates([StochasticBackprop()], samples=4)
         >>> exact["logits"].shape, estimates["logits"].shape

@@ -8,8 +8,8 @@ from torch.distributions import Bernoulli, Gamma
 
 from lightning_estimators import baselines, estimators
 from lightning_estimators.estimators import REINFORCE
-from lightning_estimators.testing import CHECKS, COMPARISONS, Problem, Report, nested_moments
-from lightning_estimators.testing.subject import families, one_layer
+from lightning_estimators.testing import CHECKS, COMPARISONS, ExactExpectation, Report, nested_moments
+from lightning_estimators.testing.under_test import families, one_layer
 
 from .cases import CASES
 
@@ -72,14 +72,14 @@ def test_conformance(case, check):
 @pytest.mark.parametrize("inner", NESTED)
 @pytest.mark.parametrize("outer", NESTED)
 def test_nested_pairs_are_unbiased(outer, inner):
-    problem = Problem(Bernoulli, layers=2)
+    problem = ExactExpectation(Bernoulli, layers=2)
     REPORT.unbiased("pairs", f"{inner} in {outer}", nested_moments(problem, [CASES[outer], CASES[inner]]))
 
 
 @pytest.mark.parametrize("inner", CONTINUOUS)
 @pytest.mark.parametrize("outer", CONTINUOUS)
 def test_nested_pairs_of_gammas_are_unbiased(outer, inner):
-    problem = Problem(Gamma, layers=2, variables=1)
+    problem = ExactExpectation(Gamma, layers=2, variables=1)
     moments = nested_moments(problem, [CASES[outer], CASES[inner]], samples=50_000)
     REPORT.unbiased("pairs", f"{inner} in {outer}", moments, slack=2e-3)  # torch's implicit derivatives are fits
 

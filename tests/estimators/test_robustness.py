@@ -15,7 +15,7 @@ from lightning_estimators.networks import Surrogate
 from lightning_estimators.noise import uniform
 from lightning_estimators.private_api import unvalidated_one_hot_categorical
 from lightning_estimators.testing import BOUND, Moments, Report
-from lightning_estimators.testing.subject import accepts
+from lightning_estimators.testing.under_test import accepts
 
 from .cases import CASES as ALL_CASES
 from .cases import small_surrogate

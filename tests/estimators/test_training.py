@@ -6,8 +6,8 @@ from torch.distributions import Bernoulli, OneHotCategorical
 
 from lightning_estimators.baselines import MovingAverage, NoBaseline
 from lightning_estimators.estimators import REBAR, REINFORCE, RELAX, RelaxedREBAR
-from lightning_estimators.testing import Problem, total_variance
-from lightning_estimators.testing.subject import build
+from lightning_estimators.testing import ExactExpectation, total_variance
+from lightning_estimators.testing.under_test import build
 
 from .cases import small_baseline, small_surrogate
 
@@ -15,7 +15,7 @@ STEPS = 300
 
 
 def start(factory, family):
-    problem = Problem(family)
+    problem = ExactExpectation(family)
     return problem, build(factory, problem.distribution(problem.parameters()["logits"].unsqueeze(0)))
 
 
@@ -40,10 +40,10 @@ def trained(factory, family):
     return before, after, subject.estimator
 
 
-FAMILIES = pytest.mark.parametrize("family", [Bernoulli, OneHotCategorical])
+EACH_DISCRETE_FAMILY = pytest.mark.parametrize("family", [Bernoulli, OneHotCategorical])
 
 
-@FAMILIES
+@EACH_DISCRETE_FAMILY
 def test_rebar_recovers_from_a_bad_scale_and_temperature(family):
     before, after, rebar = trained(lambda: REBAR(temperature=5.0, eta=-1.0), family)
     assert after < 0.7 * before
@@ -51,13 +51,13 @@ def test_rebar_recovers_from_a_bad_scale_and_temperature(family):
     assert rebar.eta > 0
 
 
-@FAMILIES
+@EACH_DISCRETE_FAMILY
 def test_relax_learns_a_control_variate(family):
     _, after, _ = trained(lambda: RELAX(small_surrogate()), family)
     assert after < 0.5 * variance(lambda: REINFORCE(NoBaseline()), family)
 
 
-@FAMILIES
+@EACH_DISCRETE_FAMILY
 def test_relaxed_rebar_improves_on_untrained_rebar(family):
     _, after, _ = trained(lambda: RelaxedREBAR(small_surrogate(), temperature=3.0), family)
     assert after < 0.7 * variance(lambda: REBAR(temperature=3.0), family)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from lightning_estimators.objectives import BernoulliLinear, CallableObjective
-from lightning_estimators.objectives.sigmoid_derivative import sigmoid_derivative
+from lightning_estimators.objectives.bernoulli_linear import sigmoid_derivative
 from lightning_estimators.objectives.softplus_change import summed_softplus
 
 from .brute_force import LEADS, ONE_HOT_EVENTS, SCALAR_EVENTS, bits, brute_force, one_hot

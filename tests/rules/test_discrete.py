@@ -15,7 +15,9 @@ from lightning_estimators.distributions import sample
 from lightning_estimators.estimators import StochasticBackprop
 from lightning_estimators.objectives import as_objective
 from lightning_estimators.rules import base as registry
-from lightning_estimators.rules import bernoulli_rule, categorical_rule, register_rule, rule_for
+from lightning_estimators.rules import register_rule, rule_for
+from lightning_estimators.rules.bernoulli import bernoulli_rule
+from lightning_estimators.rules.categorical import categorical_rule
 
 
 def separable(weights):

@@ -16,14 +16,11 @@ from torch.distributions import (
 from lightning_estimators.estimators import REBAR, Pathwise, RelaxedREBAR, StochasticBackprop
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import CallableObjective, ExponentialCost, SquaredCost
-from lightning_estimators.rules import (
-    gamma_cumulant,
-    laplace_cumulant,
-    multivariate_normal_derivatives,
-    negative_binomial_cumulant,
-    normal_cumulant,
-    series_coefficients,
-)
+from lightning_estimators.rules.counts import negative_binomial_cumulant
+from lightning_estimators.rules.gamma import gamma_cumulant
+from lightning_estimators.rules.laplace import laplace_cumulant
+from lightning_estimators.rules.normal import multivariate_normal_derivatives, normal_cumulant
+from lightning_estimators.rules.series import series_coefficients
 from lightning_estimators.testing import Moments, Report
 
 F64 = torch.float64

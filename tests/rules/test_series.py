@@ -21,17 +21,12 @@ from torch.distributions import (
 from lightning_estimators.distributions import standard_gamma
 from lightning_estimators.estimators import StochasticBackprop
 from lightning_estimators.objectives import CallableObjective, ExponentialCost, Objective, SquaredCost, Sum
-from lightning_estimators.rules import (
-    Jet,
-    exponential_rule,
-    gamma_cumulant,
-    laplace_cumulant,
-    negative_binomial_cumulant,
-    normal_cumulant,
-    poisson_cumulant,
-    series_coefficients,
-    series_rule,
-)
+from lightning_estimators.rules import Jet
+from lightning_estimators.rules.counts import negative_binomial_cumulant, poisson_cumulant
+from lightning_estimators.rules.gamma import gamma_cumulant
+from lightning_estimators.rules.laplace import laplace_cumulant
+from lightning_estimators.rules.normal import normal_cumulant
+from lightning_estimators.rules.series import exponential_rule, series_coefficients, series_rule
 from lightning_estimators.testing import Moments, Report
 
 from .oracle import Case, exact, relative_moments

@@ -13,12 +13,12 @@ from torch.distributions import Bernoulli, Distribution, Gamma, Independent, Nor
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.testing.problems import from_logits
 
-__all__ = ["CONTEXT", "Cost", "Factory", "Subject", "accepts", "build", "families", "layouts", "one_layer"]
+__all__ = ["CONTEXT", "Cost", "EstimatorUnderTest", "Factory", "accepts", "build", "families", "layouts", "one_layer"]
 
 Factory = Callable[[], GradientEstimator]
 """Takes no argument; returns a new estimator at every call."""
 
-FAMILIES: tuple[type[Distribution], ...] = (Bernoulli, OneHotCategorical, Normal, Gamma)
+TESTED_FAMILIES: tuple[type[Distribution], ...] = (Bernoulli, OneHotCategorical, Normal, Gamma)
 """Families for which the suite has problems: all discrete ones, and one of each kind of support for the continuous."""
 
 CONTEXT = torch.tensor([0.5, -1.0], dtype=torch.float64)
@@ -28,7 +28,7 @@ Cost = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class Subject:
+class EstimatorUnderTest:
     """An estimator, sized for a distribution, and whether it must be given a context."""
 
     estimator: GradientEstimator
@@ -47,7 +47,7 @@ class Subject:
         return {name: p for name, p in self.estimator.named_parameters() if p.requires_grad}
 
 
-def build(factory: Factory, q: Distribution, seed: int = 0) -> Subject:
+def build(factory: Factory, q: Distribution, seed: int = 0) -> EstimatorUnderTest:
     """Make an estimator and give its learned parts the size and precision of q."""
     torch.manual_seed(seed)
     estimator = factory().to(q.mean.dtype)
@@ -55,8 +55,8 @@ def build(factory: Factory, q: Distribution, seed: int = 0) -> Subject:
         estimator.prepare(q, None)
     except ValueError:
         estimator.prepare(q, CONTEXT.to(q.mean.dtype).expand(*q.batch_shape, -1))
-        return Subject(estimator, needs_context=True)
-    return Subject(estimator, needs_context=False)
+        return EstimatorUnderTest(estimator, needs_context=True)
+    return EstimatorUnderTest(estimator, needs_context=False)
 
 
 def families(factory: Factory) -> list[type[Distribution]]:
@@ -66,11 +66,12 @@ def families(factory: Factory) -> list[type[Distribution]]:
         ValueError: There is none.
     """
     declared = factory().families
-    found = [f for f in FAMILIES if issubclass(f, declared) and accepts(factory, one_layer(f, torch.zeros(2, 2, 2)))]
+    possible = [family for family in TESTED_FAMILIES if issubclass(family, declared)]
+    found = [family for family in possible if accepts(factory, one_layer(family, torch.zeros(2, 2, 2)))]
     if not found:
+        tested = ", ".join(family.__name__ for family in TESTED_FAMILIES)
         raise ValueError(
-            f"the suite has problems for {', '.join(f.__name__ for f in FAMILIES)}, of which the estimator takes none: "
-            f"it declares {declared}."
+            f"the suite has problems for {tested}, of which the estimator takes none: it declares {declared}."
         )
     return found
 
