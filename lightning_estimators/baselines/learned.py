@@ -32,7 +32,8 @@ class LearnedBaseline(RunningBaseline):
     Raises:
         ValueError: decay is outside [0, 1), or no context is given.
 
-    Source: Mnih & Gregor (2014), *Neural variational inference and learning in belief networks*, algorithm 1.
+    Source: Mnih & Gregor (2014), *Neural variational inference and learning in belief networks*, algorithm 1,
+    https://arxiv.org/abs/1402.0030.
 
     Example:
         >>> import torch

@@ -16,8 +16,9 @@ class LeaveOneOut(Baseline):
 
     Requirements: `num_samples` of at least 2. Cost: nothing beyond the S evaluations of f.
 
-    Source: Kool, van Hoof & Welling (2019), *Buy 4 REINFORCE samples, get a baseline for free!*;
-    Mnih & Rezende (2016), *VIMCO*.
+    Source: Kool, van Hoof & Welling (2019), *Buy 4 REINFORCE samples, get a baseline for free!*,
+    https://openreview.net/forum?id=r1lgTGL5DE; Mnih & Rezende (2016), *Variational inference for Monte Carlo
+    objectives*, https://arxiv.org/abs/1602.06725.
 
     Example:
         >>> import torch

@@ -26,7 +26,9 @@ class MovingAverage(RunningBaseline):
         ValueError: decay is outside [0, 1).
         RuntimeError: Another process did not call the estimator in time.
 
-    Source: Williams (1992); for its bias when updated first see Mnih & Gregor (2014), *NVIL*, section 2.3.
+    Source: Williams (1992), https://doi.org/10.1007/BF00992696. On the bias of an average that takes the current cost
+    in first: Mnih & Gregor (2014), *Neural variational inference and learning in belief networks*, section 2.3,
+    https://arxiv.org/abs/1402.0030.
 
     Example:
         >>> import torch

@@ -38,8 +38,9 @@ class Concrete(GradientEstimator):
     Raises:
         ValueError: The temperature is not positive; f cannot be differentiated in z.
 
-    Source: Maddison, Mnih & Teh (2017), *The Concrete distribution*; Jang, Gu & Poole (2017), *Categorical
-    reparameterization with Gumbel-softmax*, eq. 2 and section 2.2; the first paper, eq. 1.
+    Source: Maddison, Mnih & Teh (2017), *The Concrete distribution*, https://arxiv.org/abs/1611.00712; Jang, Gu & Poole
+    (2017), *Categorical reparameterization with Gumbel-softmax*, eq. 2 and section 2.2,
+    https://arxiv.org/abs/1611.01144.
 
     Example:
         >>> import torch

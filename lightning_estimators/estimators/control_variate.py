@@ -32,8 +32,8 @@ class ControlVariate(GradientEstimator):
 
     Implementing one: `control_variate`, differentiable in z and in own parameters.
 
-    Source: Grathwohl et al. (2018), *Backpropagation through the void*, eq. 8; the first paper, eqs. 9 and 10 with the
-    first factor of eq. 9 read as f(H(z)).
+    Source: Grathwohl et al. (2018), *Backpropagation through the void*, eq. 8, https://arxiv.org/abs/1711.00123. In its
+    draft these are eqs. 9 and 10, where the first factor of eq. 9 must read f(H(z)).
     """  # noqa: D415
 
     families: ClassVar[tuple[type[Distribution], ...]] = (Bernoulli, OneHotCategorical)

@@ -36,7 +36,8 @@ class GeneralizedReparameterization(GradientEstimator):
         TypeError: q is of another family.
         ValueError: f cannot be differentiated in z.
 
-    Source: Ruiz, Titsias & Blei (2016), *The generalized reparameterization gradient*, eqs. 5 to 8 and appendix.
+    Source: Ruiz, Titsias & Blei (2016), *The generalized reparameterization gradient*, eqs. 5 to 8 and appendix,
+    https://arxiv.org/abs/1610.02287.
 
     Example:
         >>> import torch

@@ -32,7 +32,7 @@ class LAX(GradientEstimator):
         TypeError: q has no `rsample`.
         ValueError: The surrogate answers with another shape.
 
-    Source: Grathwohl et al. (2018), *Backpropagation through the void*, eq. 7.
+    Source: Grathwohl et al. (2018), *Backpropagation through the void*, eq. 7, https://arxiv.org/abs/1711.00123.
 
     Example:
         >>> import torch

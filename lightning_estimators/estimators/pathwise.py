@@ -32,8 +32,9 @@ class Pathwise(GradientEstimator):
         TypeError: q has no `rsample`.
         ValueError: f cannot be differentiated in z.
 
-    Source: Kingma & Welling (2014), *Auto-encoding variational Bayes*; Figurnov, Mohamed & Mnih (2018), *Implicit
-    reparameterization gradients*.
+    Source: Kingma & Welling (2014), *Auto-encoding variational Bayes*, https://arxiv.org/abs/1312.6114; for implicit
+    derivatives Figurnov, Mohamed & Mnih (2018), *Implicit reparameterization gradients*,
+    https://arxiv.org/abs/1805.08498.
 
     Example:
         >>> import torch

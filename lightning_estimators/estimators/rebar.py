@@ -38,7 +38,8 @@ class REBAR(ControlVariate):
         ValueError: The temperature is not positive; f cannot be differentiated at relaxed samples.
 
     Source: Tucker et al. (2017), *REBAR: low-variance, unbiased gradient estimates for discrete latent variable
-    models*, eq. 9 of the first paper (whose first factor must read f(H(z))).
+    models*, https://arxiv.org/abs/1703.07370. It is eq. 9 in the draft of Grathwohl et al. (2018), whose first factor
+    must read f(H(z)).
 
     Example:
         >>> import torch

@@ -32,7 +32,7 @@ class REINFORCE(GradientEstimator):
         ValueError: The baseline needs more samples (`LeaveOneOut`: 2), or a context that is not given.
 
     Source: Williams (1992), *Simple statistical gradient-following algorithms for connectionist reinforcement
-    learning*.
+    learning*, https://doi.org/10.1007/BF00992696.
 
     Example:
         >>> import torch

@@ -20,8 +20,8 @@ class RELAX(ControlVariate):
     r"""Estimates the gradient with a learned control variate $c(z) = r_\phi(z / \lambda)$ on the relaxation; unbiased.
 
     $\hat g = [f(b) - c(\tilde z)] \nabla_l \log q(b) + \nabla_l c(z) - \nabla_l c(\tilde z)$; φ and log λ minimise the
-    variance of $\hat g$. λ starts at 1, where the network sees the raw z as in the paper; it is one number for the
-    scale of the network's input, which every weight of the first layer would have to learn otherwise.
+    variance of $\hat g$. λ starts at 1, where the network sees z itself, as in Grathwohl et al. (2018). It is one
+    number for the scale of the network's input, which every weight of the first layer would have to learn otherwise.
 
     Requirements: nothing of f, which is evaluated on hard samples only. Cost: one evaluation of f per sample; two of
     $r_\phi$ and its gradient, and a second derivative of $r_\phi$.
@@ -39,7 +39,8 @@ class RELAX(ControlVariate):
     Raises:
         ValueError: The temperature is not positive; the surrogate takes or answers with another shape.
 
-    Source: the first paper, eq. 10 in the form of Grathwohl et al. (2018), *Backpropagation through the void*, eq. 8.
+    Source: Grathwohl et al. (2018), *Backpropagation through the void*, eq. 8, https://arxiv.org/abs/1711.00123. Their
+    experiments on images use a network plus the relaxed cost, which is `RelaxedREBAR` here.
 
     Example:
         >>> import torch

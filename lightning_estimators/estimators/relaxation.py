@@ -54,7 +54,8 @@ def conditional_relaxation(q: Distribution, b: Tensor) -> tuple[Tensor, Tensor]:
     the papers without the rounding of v' to 0 or 1. Categorical: $\tilde z_b = -\log E_b$ for the chosen class and
     $\tilde z_i = -\log(E_i / \pi_i + E_b)$ for the others, E standard exponential.
 
-    Source: Tucker et al. (2017), *REBAR*, appendix; Grathwohl et al. (2018), *RELAX*, appendix.
+    Source: the appendices of Tucker et al. (2017), *REBAR*, https://arxiv.org/abs/1703.07370, and of
+    Grathwohl et al. (2018), *Backpropagation through the void*, https://arxiv.org/abs/1711.00123.
     """
     logits = _logits(q).detach()
     v = uniform(q.batch_shape, q.event_shape, dtype=logits.dtype, device=logits.device)

@@ -16,7 +16,8 @@ __all__ = ["RelaxedREBAR"]
 class RelaxedREBAR(REBAR):
     r"""Estimates the gradient with the control variate $c(z) = r_\phi(z) + \eta f(\sigma_\lambda(z))$; unbiased.
 
-    η, log λ and φ minimise the variance. The first paper fixes η = 1, which `learn_eta=False` reproduces.
+    η, log λ and φ minimise the variance. The draft of Grathwohl et al. (2018) fixes η = 1, which `learn_eta=False`
+    reproduces; the published version calls this estimator RELAX in its experiments on images.
 
     Requirements and cost: REBAR's, and two evaluations of $r_\phi$ and its gradients.
 
@@ -32,7 +33,8 @@ class RelaxedREBAR(REBAR):
         ValueError: The temperature is not positive; f cannot be differentiated at relaxed samples; the surrogate
             answers with another shape.
 
-    Source: the first paper, section 5.2; Grathwohl et al. (2018), *Backpropagation through the void*, section 3.
+    Source: Grathwohl et al. (2018), *Backpropagation through the void*, section 3, https://arxiv.org/abs/1711.00123,
+    and section 5.2 of its draft.
 
     Example:
         >>> import torch

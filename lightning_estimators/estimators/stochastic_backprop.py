@@ -33,7 +33,7 @@ class StochasticBackprop(GradientEstimator):
 
     - `form="jump"` sums the series in closed form to random jumps of one coordinate (tables in
       `lightning_estimators.rules`): exact, unbiased, no derivative above the first (the second for normals).
-    - `form="series"` truncates it at `order`, as the paper does: *biased* unless f ends the series, and where f is not
+    - `form="series"` truncates it at `order`, as Echraibi et al. do: *biased* unless f ends the series. Where f is not
       very smooth the series diverges (Laplace(.3, .8) and exp(−z²/2) + sin(1.7 z): −1.42, +.80, +6.7 at 1, 2, 4 terms
       for −.618).
 
@@ -53,7 +53,7 @@ class StochasticBackprop(GradientEstimator):
             What autograd calls a gradient may miss some of f: that of a step (`round`, `floor`, `sign`) is 0, which
             asks for False; and second derivatives, of which the scale of a normal has its own, miss kinks (`relu`,
             `abs`), where Pathwise does not.
-        num_samples: S, samples per batch element; the paper finds one enough.
+        num_samples: S, samples per batch element; Echraibi et al. find one enough.
         compile: Whether objectives may fuse their loops with `torch.compile`, which takes some seconds once: None for
             large problems where a compiler is found, True always (with a warning where it fails), False never. Same
             numbers to float32's rounding.
@@ -63,8 +63,9 @@ class StochasticBackprop(GradientEstimator):
         ValueError: `form`, `order` and `f_gradient` do not fit each other; f cannot be differentiated where it must be;
             the order is out of reach of automatic differentiation for an f without structure.
 
-    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, theorems 1 and 2; the discrete rule is the
-    local expectation gradient of Titsias & Lázaro-Gredilla (2015).
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, theorems 1 and 2,
+    https://hal.science/hal-02968975. The discrete rule is the local expectation gradient of Titsias & Lázaro-Gredilla
+    (2015), *Local expectation gradients for black box variational inference*, https://arxiv.org/abs/1503.01494.
 
     Example:
         >>> import torch

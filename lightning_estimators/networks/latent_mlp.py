@@ -24,7 +24,8 @@ class LatentMLP(MLP):
         activation: Makes the activation that follows each hidden layer.
         signed: Whether $2z - 1$ enters in place of z.
 
-    Source: first paper, 5.2 (variables in {−1, 1}).
+    Source: section 5.2 of the draft of Grathwohl et al. (2018), https://arxiv.org/abs/1711.00123, which has variables
+    in {−1, 1}.
 
     Example:
         >>> import torch

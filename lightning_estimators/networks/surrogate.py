@@ -22,12 +22,13 @@ class Surrogate(Configurable, nn.Module):
     Shapes: `(..., features) -> (...)`; with a context `(..., features), (..., more) -> (...)`.
 
     Args:
-        hidden: Widths of the hidden layers, at least one. The first paper's toy has `[10]`, its image models
-            two to four layers of 200.
-        activation: What follows each hidden layer; the toy of the first paper has "tanh".
-        signed: Whether $2x - 1$ enters in place of the features x, as in the toy of the first paper.
+        hidden: Widths of the hidden layers, at least one. In the draft of Grathwohl et al. (2018) the toy problem has
+            `[10]`, models of images have two to four layers of 200.
+        activation: What follows each hidden layer; that toy has "tanh".
+        signed: Whether $2x - 1$ enters in place of the features x, as in that toy.
 
-    Source: first paper, 5.1 and 5.2.
+    Source: Grathwohl et al. (2018), *Backpropagation through the void*, https://arxiv.org/abs/1711.00123, and sections
+    5.1 and 5.2 of its draft.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The cost of the second paper's second toy problem."""
+"""A sum of exponentials, the second toy problem of Echraibi et al. (2020)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class ExponentialCost(Objective):
         rate: ε, a number or a tensor broadcastable to the event.
         event_dim: How many of the last axes of z are the event.
 
-    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 25 and section 6.1.
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 25 and section 6.1,
+    https://hal.science/hal-02968975.
 
     Example:
         >>> import torch

@@ -34,7 +34,8 @@ class GaussianLinear(Objective):
     Raises:
         ValueError: The shapes of weight, bias and target do not fit each other, or the scale is not positive.
 
-    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, corollary 3.1, for h a square.
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, corollary 3.1, for h a square,
+    https://hal.science/hal-02968975.
 
     Example:
         >>> import torch

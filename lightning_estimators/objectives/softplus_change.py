@@ -175,7 +175,8 @@ def flip_changes(a: Tensor, x: Tensor, columns: Tensor, reach: float, block: int
     Returns:
         Two tensors of shape `(L, D)`; the change is δ times the first plus δ² times the second.
 
-    Source: L. N. Trefethen, Approximation Theory and Approximation Practice, 2013, theorem 8.2.
+    Source: Trefethen (2013), *Approximation theory and approximation practice*, theorem 8.2,
+    https://people.maths.ox.ac.uk/trefethen/ATAP/.
     """
     points, outputs = a.shape
     terms = chebyshev_terms(reach, a.dtype)

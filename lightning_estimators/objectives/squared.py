@@ -1,4 +1,4 @@
-"""The cost of the second paper's first toy problem."""
+"""A sum of squares, the first toy problem of Echraibi et al. (2020)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class SquaredCost(Objective):
         target: t, a number or a tensor broadcastable to the event.
         event_dim: How many of the last axes of z are the event.
 
-    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 24 and section 6.1.
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 24 and section 6.1,
+    https://hal.science/hal-02968975.
 
     Example:
         >>> import torch

@@ -16,7 +16,7 @@ __all__ = ["bernoulli_rule"]
 def bernoulli_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
     r"""Return $p'_j [f(1, z_{-j}) - f(0, z_{-j})]$ with $p' = p (1 - p)$, the derivative in the logits.
 
-    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 16.
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 16, https://hal.science/hal-02968975.
     """
     # Both points come from one change: f(1) - f(0) is the change of flipping z_j, with the sign of the flip.
     difference = (1 - 2 * z) * f.coordinate_change(z, 1 - z)

@@ -17,10 +17,11 @@ __all__ = ["categorical_rule"]
 def categorical_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
     r"""Return $\sum_k \nabla \pi_k\, [f(k, z_{-j}) - f(z)]$ over the K - 1 alternatives to the sampled class.
 
-    The reference class of the paper's eq. 17 is the sampled one here: any does, since $\sum_k \nabla \pi_k = 0$, and
-    with this one f(z) is already known. In the logits $\nabla \pi_k = \pi_k (e_k - \pi)$.
+    Eq. 17 of Echraibi et al. subtracts the cost of a reference class. Any class will do, since
+    $\sum_k \nabla \pi_k = 0$; here it is the sampled one, for which f(z) is already known. In the
+    logits $\nabla \pi_k = \pi_k (e_k - \pi)$.
 
-    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 17.
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 17, https://hal.science/hal-02968975.
     """
     if z.shape[-1] == 1:  # a single category has no alternative
         return {"logits": torch.zeros_like(z)}

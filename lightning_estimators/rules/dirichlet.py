@@ -7,7 +7,8 @@ $[f(z') - f(z)]\, e^{-x} / x$ over x > 0. Drawing x = sT with s uniform and T ~ 
 infinite variance when Σα ≤ 1, because the difference is of size min(1, x / G). So x is drawn where the integrand is,
 uniformly in log(G + x) between 0 and T, and all stays in logarithms, since G underflows for α near 0.
 
-Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eqs. 20 and 21, in jump form.
+Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eqs. 20 and 21, in jump form,
+https://hal.science/hal-02968975.
 """
 
 from __future__ import annotations

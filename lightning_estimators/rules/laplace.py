@@ -43,7 +43,7 @@ def laplace_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, T
 
 @register_cumulant(Laplace)
 def laplace_cumulant(parameters: dict[str, Tensor], t: Any) -> Any:
-    """Return μt − log(1 − b²t²) (the paper's eq. 18 and the text above it, with μ restored)."""
+    """Return μt − log(1 − b²t²) (Echraibi et al. (2020), eq. 18 and the text above it, with μ restored)."""
     return parameters["loc"] * t - torch.log1p(-((parameters["scale"] * t) ** 2))
 
 

@@ -24,7 +24,9 @@ def normal_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Te
     Where f contains another estimator, whose gradient is a number and has no derivative, Price's rule is integrated by
     parts: $\partial_\sigma = f'(z) (z - \mu) / \sigma$, of the same mean.
 
-    Source: Echraibi et al. (2020), eq. 14; Rezende, Mohamed & Wierstra (2014), eqs. 7 and 8.
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 14, https://hal.science/hal-02968975;
+    Rezende, Mohamed & Wierstra (2014), *Stochastic backpropagation and approximate inference in deep generative
+    models*, eqs. 7 and 8, https://arxiv.org/abs/1401.4082.
     """
     loc, scale = (distribution_parameters(q)[name].detach() for name in ("loc", "scale"))
     try:
@@ -43,7 +45,8 @@ def multivariate_normal_derivatives(q: Distribution, z: Tensor, f: Objective) ->
     it is integrated by parts as for the diagonal normal:
     $\partial_L = \operatorname{tril}(\nabla f(z)\, \varepsilon^\top)$, $\varepsilon = L^{-1} (z - \mu)$.
 
-    Source: Echraibi et al. (2020), eq. 14, with $\frac12 \operatorname{tr}(\nabla^2 f\, d\Sigma)$ written in L.
+    Source: Echraibi et al. (2020), https://hal.science/hal-02968975, eq. 14, with
+    $\frac12 \operatorname{tr}(\nabla^2 f\, d\Sigma)$ written in L.
     """
     loc, factor = (distribution_parameters(q)[name].detach() for name in ("loc", "scale_tril"))
     try:

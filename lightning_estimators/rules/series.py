@@ -67,7 +67,7 @@ def series_rule(q: Distribution, z: Tensor, f: Objective, order: int) -> dict[st
     where they sum to little, G underflows and there is no number at all. The jump form has no such limit.
 
     Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, theorem 1 truncated as in eq. 26;
-    eqs. 20 and 21 for the beta and the Dirichlet.
+    eqs. 20 and 21 for the beta and the Dirichlet. https://hal.science/hal-02968975
     """
     parameters = {name: p.detach() for name, p in distribution_parameters(q).items()}
     if isinstance(base_distribution(q), Beta | Dirichlet):
@@ -110,7 +110,7 @@ def exponential_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
     Raises:
         ValueError: $K_\theta(\varepsilon)$ is not finite, and with it the expectation: for a gamma of scale μ, με ≥ 1.
 
-    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 25.
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 25, https://hal.science/hal-02968975.
     """
     terms = f.exponential(z)
     if terms is None:
