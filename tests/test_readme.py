@@ -50,6 +50,7 @@ def test_every_estimator_and_baseline_is_in_the_table():
         "ControlVariate",
         "Estimate",
         "GradientEstimator",
+        "RunningBaseline",
         "check_differentiable",
         "value_and_gradient",
     }

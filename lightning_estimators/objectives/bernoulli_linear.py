@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_estimators.objectives.base import Objective, check_order
+from lightning_estimators.objectives.base import check_order
 from lightning_estimators.objectives.compilation import is_compiled
 from lightning_estimators.objectives.coordinates import Coordinates
-from lightning_estimators.objectives.linear import check_linear, linear
+from lightning_estimators.objectives.linear import LinearObjective
 from lightning_estimators.objectives.softplus_change import (
     WIDEST,
     SoftplusAt,
@@ -32,7 +32,7 @@ from lightning_estimators.objectives.softplus_products import (
 __all__ = ["BernoulliLinear"]
 
 
-class BernoulliLinear(Objective):
+class BernoulliLinear(LinearObjective):
     r"""$f(z) = -\log p(x \mid z) = \sum_p \text{softplus}(a_p) - x_p a_p$, $a = W z + c$, z flattened over its event.
 
     A move of coordinate j by δ adds $w = \delta W_{\cdot j}$ to the pre-activations (for one-hot coordinates w is the
@@ -68,18 +68,17 @@ class BernoulliLinear(Objective):
     def __init__(
         self, weight: Tensor, bias: Tensor | None, target: Tensor, event_dim: int = 1, *, signed: bool = False
     ) -> None:
-        check_linear(type(self).__name__, weight, bias)
+        super().__init__(weight, bias, event_dim, signed=signed)
         if target.ndim < 1 or target.shape[-1] != len(weight):
             raise ValueError(
                 f"BernoulliLinear expected a target of shape (..., {len(weight)}), one entry per row of weight "
                 f"{tuple(weight.shape)}, got {tuple(target.shape)}. Flatten images before they become targets."
             )
-        self.weight, self.bias, self.target, self.event_dim = weight.reshape(len(weight), -1), bias, target, event_dim
-        self.signed = signed
+        self.target = target
 
     def value(self, z: Tensor) -> Tensor:
         """Return -log p(x | z), attached to W and c."""
-        logits = linear(2 * z - 1 if self.signed else z, self.weight, self.bias, self.event_dim)
+        logits = self.pre_activations(z)
         target = self.target.to(logits.dtype).expand(logits.shape)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
 
@@ -235,8 +234,7 @@ class BernoulliLinear(Objective):
         """Return da/dz, pre-activations and targets, flattened to `(L, P)`, in float32 or better."""
         dtype = torch.promote_types(torch.promote_types(self.weight.dtype, z.dtype), torch.float32)
         weight = self.weight.to(dtype)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        a = linear(2 * z - 1 if self.signed else z, weight, bias, self.event_dim)
+        a = self.pre_activations_again(z, dtype)
         weight = 2 * weight if self.signed else weight
         return weight, a.reshape(-1, len(weight)), self.target.to(dtype).expand(a.shape).reshape(-1, len(weight))
 

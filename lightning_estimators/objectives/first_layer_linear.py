@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from lightning_estimators.noise import CommonNoise
-from lightning_estimators.objectives.base import Objective, repeated_derivative
+from lightning_estimators.objectives.base import repeated_derivative
 from lightning_estimators.objectives.coordinates import Coordinates
-from lightning_estimators.objectives.linear import check_linear, linear
+from lightning_estimators.objectives.linear import LinearObjective
 
 __all__ = ["FirstLayerLinear"]
 
 
-class FirstLayerLinear(Objective):
+class FirstLayerLinear(LinearObjective):
     r"""$f(z) = \text{rest}(W z + c)$, z flattened over its event axes.
 
     Requires nothing of `rest`. Cost of changes and slopes: one evaluation of `rest` (slopes: and of its gradient) per
@@ -43,19 +43,19 @@ class FirstLayerLinear(Objective):
     def __init__(
         self, weight: Tensor, bias: Tensor | None, rest: Callable[[Tensor], Tensor], event_dim: int = 1
     ) -> None:
-        check_linear(type(self).__name__, weight, bias)
-        self.weight, self.bias, self.rest, self.event_dim = weight.reshape(len(weight), -1), bias, rest, event_dim
+        super().__init__(weight, bias, event_dim)
+        self.rest = rest
 
     def value(self, z: Tensor) -> Tensor:
         """Return rest(W z + c), attached to W, c and whatever `rest` uses."""
-        return self.rest(linear(z, self.weight, self.bias, self.event_dim))
+        return self.rest(self.pre_activations(z))
 
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Return the changes (shapes as in `Objective.coordinate_change`)."""
         at = Coordinates.of(z, z_new, self.event_dim)
         points, coordinates, entries = at.z.shape
         with torch.no_grad():
-            first = linear(z, self.weight, self.bias, self.event_dim)
+            first = self.pre_activations_again(z, self.weight.dtype)
             flat = first.reshape(points, -1)
             columns = self.weight.T.reshape(coordinates, entries, -1)
 
@@ -74,7 +74,7 @@ class FirstLayerLinear(Objective):
         points, coordinates, entries = at.z.shape
         count = len(at.z_new) * coordinates
         with torch.no_grad():
-            first = linear(z, self.weight, self.bias, self.event_dim)
+            first = self.pre_activations_again(z, self.weight.dtype)
             columns = self.weight.T.reshape(coordinates, entries, -1).to(first.dtype)
         out = first.new_empty(count, points)
         noise = CommonNoise(z.device)

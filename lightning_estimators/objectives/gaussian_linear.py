@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_estimators.objectives.base import Objective, check_order
+from lightning_estimators.objectives.base import check_order
 from lightning_estimators.objectives.coordinates import Coordinates
-from lightning_estimators.objectives.linear import check_linear, linear
+from lightning_estimators.objectives.linear import LinearObjective
 
 __all__ = ["GaussianLinear"]
 
 
-class GaussianLinear(Objective):
+class GaussianLinear(LinearObjective):
     r"""$f(z) = -\log p(x \mid z) = \sum_p \frac{(a_p - x_p)^2}{2 s^2} + \log s + \frac12 \log 2\pi$, $a = W z + c$.
 
     z is flattened over its event. Quadratic in every coordinate: a move of coordinate j by δ adds
@@ -54,7 +54,7 @@ class GaussianLinear(Objective):
     def __init__(
         self, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float = 1.0, event_dim: int = 1
     ) -> None:
-        check_linear(type(self).__name__, weight, bias)
+        super().__init__(weight, bias, event_dim)
         if target.ndim < 1 or target.shape[-1] != len(weight):
             raise ValueError(
                 f"GaussianLinear expected a target of shape (..., {len(weight)}), one entry per row of weight "
@@ -62,12 +62,11 @@ class GaussianLinear(Objective):
             )
         if not scale > 0:
             raise ValueError(f"GaussianLinear expected a positive scale, got {scale!r}.")
-        self.weight, self.bias, self.target = weight.reshape(len(weight), -1), bias, target
-        self.scale, self.event_dim = scale, event_dim
+        self.target, self.scale = target, scale
 
     def value(self, z: Tensor) -> Tensor:
         """Return -log p(x | z), attached to W and c."""
-        means = linear(z, self.weight, self.bias, self.event_dim)
+        means = self.pre_activations(z)
         squares = ((means - self.target.to(means.dtype)) / self.scale).square().sum(-1)
         return squares / 2 + len(self.weight) * (math.log(self.scale) + math.log(2 * math.pi) / 2)
 
@@ -75,7 +74,7 @@ class GaussianLinear(Objective):
         """Return the changes (shapes as in `Objective.coordinate_change`)."""
         at = Coordinates.of(z, z_new, self.event_dim)
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            slope, weight = self._slope(at)
+            slope, weight = self._slope(z, at)
             delta = (at.z_new - at.z).to(slope.dtype)
             # Half of the curvature along the move, on top of the slope.
             change = (delta * (slope + self._bend(delta, weight) / 2)).sum(-1)
@@ -85,7 +84,7 @@ class GaussianLinear(Objective):
         r"""Return the slope, the curvature $\sum_p W_{pj}^2 / s^2$, 0, ..."""
         check_order(order)
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            slope, weight = self._slope(Coordinates.of(z, z, self.event_dim))
+            slope, weight = self._slope(z, Coordinates.of(z, z, self.event_dim))
             if order == 1:
                 return slope.reshape(z.shape)
             curvature = weight.square().sum(0) / self.scale**2 if order == 2 else slope.new_zeros(())
@@ -96,7 +95,7 @@ class GaussianLinear(Objective):
         at = Coordinates.of(z, z_new, self.event_dim)
         along = at.directions(direction)
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            slope, weight = self._slope(at)
+            slope, weight = self._slope(z, at)
             delta = (at.z_new - at.z).to(slope.dtype)
             out = ((slope + self._bend(delta, weight)) * along.to(slope.dtype)).sum(-1)
         return at.unflatten(out)
@@ -105,14 +104,12 @@ class GaussianLinear(Objective):
         """It is."""
         return True
 
-    def _slope(self, at: Coordinates) -> tuple[Tensor, Tensor]:
+    def _slope(self, z: Tensor, at: Coordinates) -> tuple[Tensor, Tensor]:
         """Return the gradient at z, shape `(L, J, K)`, and W, both in float32 or better."""
-        points, coordinates, entries = at.z.shape
         dtype = torch.promote_types(torch.promote_types(self.weight.dtype, at.z.dtype), torch.float32)
         weight = self.weight.to(dtype)
-        z = at.z.to(dtype).reshape(*at.lead, coordinates * entries)
-        means = linear(z, weight, None if self.bias is None else self.bias.to(dtype), 1)
-        residuals = (means - self.target.to(dtype)).reshape(points, -1) / self.scale**2
+        means = self.pre_activations_again(z, dtype)
+        residuals = (means - self.target.to(dtype)).reshape(len(at.z), -1) / self.scale**2
         return (residuals @ weight).reshape(at.z.shape), weight
 
     def _bend(self, delta: Tensor, weight: Tensor) -> Tensor:
