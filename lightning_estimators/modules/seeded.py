@@ -78,6 +78,12 @@ class EvaluationNoise(pl.Callback):
         super().__init__()
         self._open = ExitStack()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # a copy of a module that is made during a step owes the generators nothing
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._open = ExitStack()
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the seed of an earlier run, unless one is being resumed; agree on it before a step needs it."""
         if isinstance(pl_module, SeededModule) and trainer.ckpt_path is None:

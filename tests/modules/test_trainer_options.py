@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
+import pickle
 
 import lightning.pytorch as pl
 import pytest
@@ -385,6 +387,22 @@ def test_other_hooks_need_no_super():
         run.fit(module, Rows(rows()), Rows(rows(seed=1)))
         results.append((module.state_dict(), run.callback_metrics["val/loss"]))
     assert same(*results)
+
+
+def test_a_module_can_be_copied_at_any_time():
+    copies = []
+
+    class Copies(pl.Callback):
+        def on_validation_batch_end(self, trainer, pl_module, *_):
+            copies.append(copy.deepcopy(pl_module))
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            copies.append(pickle.loads(pickle.dumps(copy.deepcopy(pl_module).state_dict())))
+
+    run = trainer(max_epochs=1, callbacks=[Copies()])
+    run.fit(Tiny(REBAR()), Rows(rows()), Rows(rows(seed=1)))
+    assert len(copies) > 6
+    fit(copies[0])
 
 
 def test_pruned_weights_and_weight_norm_train():
