@@ -101,7 +101,7 @@ def test_checkpoint_from_python_needs_no_arguments():
     model = discrete(REINFORCE(LearnedBaseline(normalize=True), num_samples=2))
     loaded = DiscreteLatentModel.load_from_checkpoint("made.ckpt", weights_only=True)
     assert_same(model, loaded)
-    assert loaded.expectation[1].num_samples == 2
+    assert loaded.estimators[1].num_samples == 2
     assert loaded.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"] == 0.02
 
 

@@ -49,7 +49,7 @@ def refused(capsys, *args):
 def test_fit_without_options_is_the_digits_job():
     default = EstimatorCLI(["fit", *SMALL, "--trainer.fast_dev_run=1"])
     written = EstimatorCLI(["fit", *SMALL, "--trainer.fast_dev_run=1", "--config", str(CONFIGS / "digits.yaml")])
-    assert isinstance(default.model.expectation[0], REBAR)
+    assert isinstance(default.model.estimators[0], REBAR)
     assert isinstance(default.datamodule, Digits)
     for name in ("seed_everything", "trainer.max_epochs", "trainer.log_every_n_steps", "model", "data", "checkpoint"):
         assert default.config.fit[name] == written.config.fit[name]
@@ -88,15 +88,15 @@ def test_short_names_and_their_options(data_root):
     assert isinstance(cli.model, DiscreteLatentModel)
     assert cli.model.image_shape == (1, 28, 28)
     assert cli.model.event_shapes == [(200,)]  # the class's own default, not that of the digits job
-    assert isinstance(cli.model.expectation[0], Concrete)
-    assert cli.model.expectation[0].log_temperature.exp().item() == pytest.approx(0.3)
+    assert isinstance(cli.model.estimators[0], Concrete)
+    assert cli.model.estimators[0].log_temperature.exp().item() == pytest.approx(0.3)
     assert isinstance(cli.trainer.optimizers[0].parts["model"], torch.optim.SGD)
     assert learning_rates(cli) == [0.2]
 
 
 def test_a_class_that_replaces_another_gets_only_options_that_were_written():
     run = ["fit", *SMALL, *BARE, "--trainer.max_steps=1"]
-    estimator = EstimatorCLI([*run, "--model.estimator=Concrete"]).model.expectation[0]
+    estimator = EstimatorCLI([*run, "--model.estimator=Concrete"]).model.estimators[0]
     assert not estimator.log_temperature.requires_grad  # that of the default, REBAR, is learned
     Path("job.yaml").write_text(
         "model:\n"
@@ -109,7 +109,7 @@ def test_a_class_that_replaces_another_gets_only_options_that_were_written():
     cli = EstimatorCLI(
         [*run, "--config=job.yaml", "--model.estimator=Concrete", "--model.optimizer=SGD", "--data=Digits"]
     )
-    estimator = cli.model.expectation[0]
+    estimator = cli.model.estimators[0]
     assert (estimator.log_temperature.exp().item(), estimator.log_temperature.requires_grad) == (0.25, False)
     assert isinstance(cli.trainer.optimizers[0].parts["model"], torch.optim.SGD)
     assert learning_rates(cli) == [0.125]
@@ -182,7 +182,7 @@ def test_print_config_and_help(capsys, monkeypatch):
     assert printed["model"]["init_args"]["estimator"]["class_path"] == "lightning_estimators.estimators.RELAX"
     assert printed["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.01
     Path("printed.yaml").write_text(yaml.safe_dump(printed))
-    assert isinstance(EstimatorCLI(["fit", "--config", "printed.yaml", *TWO_STEPS, *BARE]).model.expectation[0], RELAX)
+    assert isinstance(EstimatorCLI(["fit", "--config", "printed.yaml", *TWO_STEPS, *BARE]).model.estimators[0], RELAX)
     for asked, told in ((["--help"], "fit"), (["fit", "--help"], "--trainer.max_epochs")):
         monkeypatch.setattr(sys, "argv", ["python -m lightning_estimators", *asked])
         with pytest.raises(SystemExit) as exit_:
@@ -202,7 +202,7 @@ def test_test_after_fit_rebuilds_model_and_data():
     fitted = EstimatorCLI(["fit", *TWO_STEPS, *options, "--data.seed", "5", "--seed_everything", "7"])
     tested = EstimatorCLI(["test", *SMALL, "--ckpt_path", "last"])
     assert tested.model.event_shapes == [(4,), (3,)]
-    assert isinstance(tested.model.expectation[1], RELAX)
+    assert isinstance(tested.model.estimators[1], RELAX)
     assert (tested.model.test_samples, tested.datamodule.seed, tested.config.test.seed_everything) == (3, 5, 7)
     for name, value in fitted.model.state_dict().items():
         if "test" not in name:
@@ -226,13 +226,13 @@ def test_options_of_a_resumed_fit_win_over_restored_state():
     same = EstimatorCLI(resume)
     assert same.trainer.global_step == 3
     assert learning_rates(same) == [0.25]
-    assert same.model.expectation[0].log_temperature.exp().item() == 0.5
+    assert same.model.estimators[0].log_temperature.exp().item() == 0.5
     changed = [*resume, "--model.optimizer.lr=0.5", "--model.optimizer.weight_decay=0.1"]
     cli = EstimatorCLI([*changed, "--model.lr_scheduler.gamma=0.3", "--model.estimator.temperature=0.125"])
     assert learning_rates(cli) == [0.5]
     assert cli.trainer.optimizers[0].param_groups[0]["weight_decay"] == 0.1
     assert cli.trainer.lr_scheduler_configs[0].scheduler.gamma == 0.3
-    assert cli.model.expectation[0].log_temperature.exp().item() == 0.125
+    assert cli.model.estimators[0].log_temperature.exp().item() == 0.125
 
 
 def test_another_optimizer_cannot_take_over(capsys):

@@ -86,8 +86,8 @@ class GradientVariance(pl.Callback):
         ... )
         >>> trainer.fit(model, torch.utils.data.DataLoader(torch.rand(8, 1, 4, 4), batch_size=8))
         >>> [key for key in sorted(trainer.callback_metrics) if key.endswith("/snr")]  # doctest: +NORMALIZE_WHITESPACE
-        ['gradient/decoder/snr', 'gradient/encoder/snr', 'gradient/logits/expectation.0/snr',
-         'gradient/logits/expectation.1/snr', 'gradient/prior/snr']
+        ['gradient/decoder/snr', 'gradient/encoder/snr', 'gradient/logits/estimators.0/snr',
+         'gradient/logits/estimators.1/snr', 'gradient/prior/snr']
     """
 
     def __init__(

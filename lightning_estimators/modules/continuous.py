@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.modules.families import FAMILIES, log_densities
-from lightning_estimators.modules.latent import LatentImageModel, check_choice, wide
+from lightning_estimators.modules.latent import LatentImageModel, at_least_float32, check_choice
 from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import BernoulliLinear, GaussianLinear, Objective
 
@@ -154,7 +154,7 @@ class ContinuousLatentModel(LatentImageModel):
             LatentMLP(shape, list(reversed(hidden)), size, make, signed=False)
             for shape, size in zip(self.event_shapes, below, strict=True)
         )
-        self._start(estimator, image_shape, data_mean, test_samples)
+        self._add_estimators(estimator, image_shape, data_mean, test_samples)
         self._rehearse(num_pixels)
 
     def _rehearse(self, num_pixels: int) -> None:
@@ -167,7 +167,7 @@ class ContinuousLatentModel(LatentImageModel):
     def _reconstruction(self, i: int, below: Tensor) -> Objective:
         if self.hidden or i > 0:
             return super()._reconstruction(i, below)
-        weight, bias = (wide(tensor) for tensor in cast(LatentMLP, self.decoder[0]).affine())
+        weight, bias = (at_least_float32(tensor) for tensor in cast(LatentMLP, self.decoder[0]).affine())
         event_dim = len(self.event_shapes[0])
         if self.likelihood == "gaussian":
             return GaussianLinear(weight, bias, below, self.pixel_scale, event_dim)
@@ -185,7 +185,7 @@ class ContinuousLatentModel(LatentImageModel):
         return kl
 
     def _pixel_cost(self, pixels: Tensor, output: Tensor) -> Tensor:
-        output = wide(output)
+        output = at_least_float32(output)
         pixels = pixels.to(output.dtype).expand_as(output)
         if self.likelihood == "bernoulli":
             return binary_cross_entropy_with_logits(output, pixels, reduction="none").sum(-1)
@@ -193,7 +193,7 @@ class ContinuousLatentModel(LatentImageModel):
         return (((output - pixels) / self.pixel_scale).square() / 2 + log_scale).sum(-1)
 
     def _means(self, output: Tensor) -> Tensor:
-        return torch.sigmoid(wide(output)) if self.likelihood == "bernoulli" else wide(output)
+        return torch.sigmoid(at_least_float32(output)) if self.likelihood == "bernoulli" else at_least_float32(output)
 
     def _pixels_are_probabilities(self) -> bool:
         return self.likelihood == "bernoulli"
@@ -202,9 +202,9 @@ class ContinuousLatentModel(LatentImageModel):
         return torch.logit(mean.clip(0.001, 0.999)) if self.likelihood == "bernoulli" else mean
 
     def _prior(self) -> Distribution:
-        like = wide(self.data_mean)
+        like = at_least_float32(self.data_mean)
         shape = self.event_shapes[-1]
         return self.families[-1].of(*(like.new_full(shape, number) for number in self.prior))
 
     def _q(self, i: int, output: Tensor) -> Distribution:
-        return self.families[i].on(wide(output), self.event_shapes[i])
+        return self.families[i].on(at_least_float32(output), self.event_shapes[i])

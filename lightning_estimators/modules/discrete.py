@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from lightning_estimators.distributions import base_distribution, probabilities
 from lightning_estimators.estimators import GradientEstimator
-from lightning_estimators.modules.latent import LatentImageModel, check_choice, wide
+from lightning_estimators.modules.latent import LatentImageModel, at_least_float32, check_choice
 from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import BernoulliLinear, Objective
 from lightning_estimators.objectives.softplus_change import summed_softplus
@@ -119,13 +119,13 @@ class DiscreteLatentModel(LatentImageModel):
             self.prior = nn.Parameter(torch.zeros(self.event_shapes[-1]))
         else:
             self.register_buffer("prior", torch.zeros(self.event_shapes[-1]))
-        self._start(estimator, image_shape, data_mean, test_samples)
+        self._add_estimators(estimator, image_shape, data_mean, test_samples)
 
     def _reconstruction(self, i: int, below: Tensor) -> Objective:
         if self.hidden or (i > 0 and self.latent == "categorical"):
             return super()._reconstruction(i, below)
         network = cast(LatentMLP, self.decoder[i])
-        weight, bias = wide(network.first.weight), wide(network.first.bias)
+        weight, bias = at_least_float32(network.first.weight), at_least_float32(network.first.bias)
         return BernoulliLinear(weight, bias, below, len(self.event_shapes[i]), signed=network.signed)
 
     def _log_probs(self, i: int, z: Tensor, q: Distribution) -> Tensor:
@@ -138,13 +138,13 @@ class DiscreteLatentModel(LatentImageModel):
         return self._log_ratios(i, probabilities(q), q).flatten(-len(q.event_shape)).sum(-1)
 
     def _pixel_cost(self, pixels: Tensor, output: Tensor) -> Tensor:
-        logits = wide(output)
+        logits = at_least_float32(output)
         if not logits.requires_grad:  # as at the changed latents of exact rules, where this is half of the time
             return summed_softplus(logits) - (pixels * logits).sum(-1)
         return (softplus(logits) - pixels * logits).sum(-1)
 
     def _means(self, output: Tensor) -> Tensor:
-        return torch.sigmoid(wide(output))
+        return torch.sigmoid(at_least_float32(output))
 
     def _output_at(self, mean: Tensor) -> Tensor:
         return torch.logit(mean.clip(0.001, 0.999))
@@ -155,7 +155,7 @@ class DiscreteLatentModel(LatentImageModel):
     def _q(self, i: int, output: Tensor) -> Distribution:
         # In half precision probabilities would round to 1. Not validated: the training loop reports logits that are
         # not finite, and names the step.
-        logits = wide(output.reshape(*output.shape[:-1], *self.event_shapes[i]))
+        logits = at_least_float32(output.reshape(*output.shape[:-1], *self.event_shapes[i]))
         bernoulli = self.latent == "bernoulli"
         base = Bernoulli(logits=logits, validate_args=False) if bernoulli else unvalidated_one_hot_categorical(logits)
         return Independent(base, 1, validate_args=False)

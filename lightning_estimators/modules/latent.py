@@ -20,7 +20,7 @@ from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import FirstLayerLinear, Objective, Separable, Sum
 from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
 
-__all__ = ["Expectation", "LatentImageModel", "check_choice", "wide"]
+__all__ = ["Expectation", "LatentImageModel", "at_least_float32", "check_choice"]
 
 Expectation = Callable[[int, Distribution, Objective, Tensor], Tensor]
 """`(layer, q, f, context) -> E_q[f]`, shape `q.batch_shape`: by an estimator in training, at one sample else."""
@@ -44,7 +44,7 @@ class LatentImageModel(ImageModel, ABC):
     1. In `__init__`, after `super().__init__(...)`, set `kl` and `event_shapes` (of the latents, from the data upwards)
        and build the networks: `encoder[0]` is an `MLP` of pixels, `encoder[i]` a `LatentMLP` of layer i - 1,
        `decoder[i]` a `LatentMLP` of layer i whose output describes layer i - 1 (0: the pixels).
-    2. Call `_start(estimator, image_shape, data_mean, test_samples)` at its end.
+    2. Call `_add_estimators(estimator, image_shape, data_mean, test_samples)` at its end.
     3. Implement the abstract methods. Override `_reconstruction` where structure makes the cost cheaper, and
        `_has_kinks` where the networks are not smooth.
 
@@ -91,7 +91,7 @@ class LatentImageModel(ImageModel, ABC):
         """Whether what the networks make of z_i has kinks, which derivatives above the first would miss."""
         return False
 
-    def _start(
+    def _add_estimators(
         self,
         estimator: GradientEstimator,
         image_shape: tuple[int, int, int],
@@ -103,7 +103,7 @@ class LatentImageModel(ImageModel, ABC):
             raise ValueError(f"test_samples must be at least 1, got {test_samples}.")
         self.test_samples = test_samples
         self._centre(image_shape, data_mean)
-        self.expectation = nn.ModuleList(copy.deepcopy(estimator) for _ in self.event_shapes)
+        self.estimators = nn.ModuleList(copy.deepcopy(estimator) for _ in self.event_shapes)
         for i, network in enumerate(self.encoder):
             output = torch.zeros(1, cast(MLP, network).last.out_features)
             self._estimator(i).prepare(self._q(i, output), torch.zeros(1, len(self.data_mean)))
@@ -220,7 +220,7 @@ class LatentImageModel(ImageModel, ABC):
     def _reconstruction(self, i: int, below: Tensor) -> Objective:
         """-log p(below | z_i) as a function of z_i."""
         network = cast(LatentMLP, self.decoder[i])
-        weight, bias = (wide(tensor) for tensor in network.affine())
+        weight, bias = (at_least_float32(tensor) for tensor in network.affine())
 
         def rest(first: Tensor) -> Tensor:
             self._refuse_kinks(i)
@@ -231,7 +231,7 @@ class LatentImageModel(ImageModel, ABC):
     def _above(self, i: int, context: Tensor, expectation: Expectation) -> Objective:
         """Everything above layer i as a function of z_i, which is both input of q and output of p there."""
         network, shape = cast(LatentMLP, self.encoder[i + 1]), self.event_shapes[i]
-        weight, bias = (wide(tensor) for tensor in network.affine())
+        weight, bias = (at_least_float32(tensor) for tensor in network.affine())
         width, size = len(bias), math.prod(shape)
         # z_i itself travels behind the first pre-activation, through an identity.
         identity = torch.eye(size, dtype=weight.dtype, device=weight.device).reshape(size, *shape)
@@ -273,7 +273,7 @@ class LatentImageModel(ImageModel, ABC):
         return cast(LatentMLP, self.decoder[0]).last
 
     def _estimator(self, i: int) -> GradientEstimator:
-        return cast(GradientEstimator, self.expectation[i])
+        return cast(GradientEstimator, self.estimators[i])
 
 
 def check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
@@ -282,6 +282,6 @@ def check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"expected {name} to be one of {known}, got {given!r}.")
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Return x in float32 at least: half precision would round probabilities and noise."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

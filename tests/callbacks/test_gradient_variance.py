@@ -123,12 +123,12 @@ def test_equals_brute_force_over_repeated_backward():
             first = next(call.grad for call in calls if call.grad is not None)
             draws.setdefault(f"logits/{path}", []).append(first.flatten())
 
-    names = {"encoder", "decoder", "prior", "logits/expectation.0", "logits/expectation.1"}
+    names = {"encoder", "decoder", "prior", "logits/estimators.0", "logits/estimators.1"}
     assert set(draws) == names
     assert {key.split("/", 1)[1].rsplit("/", 1)[0] for key in figures if key.startswith("gradient/")} == names
     for name, gradients in draws.items():
         stacked = torch.stack(gradients).double()
-        entries = {"logits/expectation.0": 24 * 5, "logits/expectation.1": 24 * 3, "prior": 3}.get(name)
+        entries = {"logits/estimators.0": 24 * 5, "logits/estimators.1": 24 * 3, "prior": 3}.get(name)
         assert entries is None or stacked.shape[1] == entries
         variance = stacked.var(0)
         assert variance.mean() > 0

@@ -45,7 +45,7 @@ def build(estimator, *, seed=0, **settings):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
-            if not path.startswith("expectation"):
+            if not path.startswith("estimators"):
                 parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator))
     return model
 
@@ -112,7 +112,7 @@ def test_one_layer_loss_is_that_of_the_formula(name, hidden, kl, likelihood):
     )
     x = images()
     loss = model.loss(x)
-    recorded = model.expectation[0]
+    recorded = model.estimators[0]
     z, q = recorded.z[0], recorded.q
     output = model.decoder[0](z)
     pixels = Bernoulli(logits=output, validate_args=False) if likelihood == "bernoulli" else Normal(output, 0.3)
@@ -132,7 +132,7 @@ def test_two_layer_loss_is_that_of_the_formula(name, kl):
     model = build(Recorder(), **NESTED[name], hidden=[4], activation="tanh", kl=kl)
     x = images()
     loss = model.loss(x)
-    first, second = model.expectation
+    first, second = model.estimators
     q1, q2 = first.q, second.q
     z1, z2 = first.z, second.z[0]
     pixels = Bernoulli(logits=model.decoder[0](z1), validate_args=False)
@@ -207,7 +207,7 @@ def test_loss_and_bounds_are_those_of_quadrature(name, likelihood):
 def test_costs_know_their_changes_and_slopes(name, likelihood, kl):
     model = build(Recorder(), **(LAYERS | NESTED)[name], likelihood=likelihood, kl=kl)
     model.loss(images())
-    f, z = model.expectation[0].f, model.expectation[0].z
+    f, z = model.estimators[0].f, model.estimators[0].z
     terms = f.terms if isinstance(f, Sum) else [f]
     assert isinstance(terms[0], BernoulliLinear if likelihood == "bernoulli" else GaussianLinear)
     if name in NESTED:
@@ -232,10 +232,10 @@ def test_relu_networks_are_never_differentiated_twice():
     kinked = build(Recorder(), **settings)
     kinked.loss(x)
     with pytest.raises(ValueError, match="kinks in the latents of layer 0"):
-        kinked.expectation[0].f.coordinate_derivative(kinked.expectation[0].z, 2)
+        kinked.estimators[0].f.coordinate_derivative(kinked.estimators[0].z, 2)
     smooth = build(Recorder(), **settings, activation="softplus")
     smooth.loss(x)
-    assert smooth.expectation[0].f.coordinate_derivative(smooth.expectation[0].z, 2).abs().min() > 0
+    assert smooth.estimators[0].f.coordinate_derivative(smooth.estimators[0].z, 2).abs().min() > 0
     with pytest.raises(ValueError, match="kinks"):
         build(StochasticBackprop("series", order=2), **settings)
     build(StochasticBackprop("series", order=2), **settings, activation="softplus")
@@ -368,7 +368,7 @@ def test_fit_test_and_predict(tmp_path):
     data = Data(torch.rand(7, *SHAPE))
     trainer.fit(model, datamodule=data)
     logged = trainer.callback_metrics
-    assert {"train/loss", "val/loss", "gradient/encoder/variance", "gradient/logits/expectation.1/snr"} <= set(logged)
+    assert {"train/loss", "val/loss", "gradient/encoder/variance", "gradient/logits/estimators.1/snr"} <= set(logged)
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     torch.testing.assert_close(model.data_mean, data.mean.flatten())
     loaded = ContinuousLatentModel.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)

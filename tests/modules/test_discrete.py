@@ -45,7 +45,7 @@ def build(estimator, *, kl="analytic", seed=0, **settings):
     model = DiscreteLatentModel(estimator, SHAPE, kl=kl, data_mean=[0.3, 0.5, 0.6, 0.2], **settings).double()
     with torch.no_grad():
         for path, parameter in model.named_parameters():
-            if not path.startswith("expectation"):
+            if not path.startswith("estimators"):
                 parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed + 1)))
     return model
 
@@ -231,7 +231,7 @@ def test_prior_samples_and_reconstructions_have_the_means_of_the_model(name):
 def test_costs_know_their_changes(name, kl):
     model = build(Recorder(), kl=kl, **MODELS[name])
     model.loss(images())
-    f, q = model.expectation[0].f, model.expectation[0].q
+    f, q = model.estimators[0].f, model.estimators[0].q
     z = sample(q)
     categorical = len(q.event_shape) == 2
     z_new = torch.stack([z.roll(1, -1), z.roll(2, -1)]) if categorical else 1 - z
@@ -263,11 +263,11 @@ def test_every_layer_gets_its_own_copy_and_the_centred_input_as_context():
     model = build(recorder, num_latents=[2, 3])
     x = images()
     model.loss(x)
-    assert len({id(e) for e in [recorder, *model.expectation]}) == 3
-    assert list(model.gradient_estimators()) == ["expectation.0", "expectation.1"]
-    for estimator in model.expectation:
+    assert len({id(e) for e in [recorder, *model.estimators]}) == 3
+    assert list(model.gradient_estimators()) == ["estimators.0", "estimators.1"]
+    for estimator in model.estimators:
         torch.testing.assert_close(estimator.context, x.flatten(1) - model.data_mean)
-    assert model.expectation[1].q.batch_shape == (1, 1, 2)
+    assert model.estimators[1].q.batch_shape == (1, 1, 2)
 
 
 def test_groups_are_encoder_decoder_and_prior():
@@ -278,7 +278,7 @@ def test_groups_are_encoder_decoder_and_prior():
 def test_surrogates_have_their_size_when_the_model_is_built():
     model = DiscreteLatentModel(RELAX(), SHAPE, num_latents=[3, 2])
     assert not any(isinstance(p, torch.nn.parameter.UninitializedParameter) for p in model.parameters())
-    first, second = (next(e.surrogate.parameters()).shape[-1] for e in model.expectation)
+    first, second = (next(e.surrogate.parameters()).shape[-1] for e in model.estimators)
     assert (first, second) == (3 + 4, 2 + 4)
 
 
