@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.cost_gradient import check_differentiable
 from lightning_estimators.estimators.estimate import Estimate
-from lightning_estimators.estimators.relaxation import check_temperature, hard, relax, relaxation
+from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
 from lightning_estimators.objectives import Objective
 
 __all__ = ["Concrete"]
@@ -82,10 +82,11 @@ class Concrete(GradientEstimator):
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Return f at the relaxed (or straight-through) sample."""
-        z = relaxation(q)
-        soft = relax(q, z, self.log_temperature.exp())
+        relaxation = relaxation_of(q)
+        z = relaxation.draw()
+        soft = relaxation.soften(z, self.log_temperature.exp())
         if self.straight_through:
-            soft = hard(q, z) + (soft - soft.detach())
+            soft = relaxation.harden(z) + (soft - soft.detach())
         value = f(soft)
         check_differentiable(self, value, soft)
         return Estimate(value)

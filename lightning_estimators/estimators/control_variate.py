@@ -11,13 +11,7 @@ from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.estimate import Estimate
-from lightning_estimators.estimators.relaxation import (
-    conditional_relaxation,
-    hard,
-    relaxation,
-    score,
-    through_normalization,
-)
+from lightning_estimators.estimators.relaxation import relaxation_of, score
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives import Objective
 
@@ -60,9 +54,10 @@ class ControlVariate(GradientEstimator):
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Evaluate f on the hard sample, c on both relaxations at once, and combine them."""
         with torch.no_grad():  # derivatives in the logits are written down, so none has a graph of its own
-            z = relaxation(q)
-            b = hard(q, z)
-            z_given_b, slope = conditional_relaxation(q, b)
+            relaxation = relaxation_of(q)
+            z = relaxation.draw()
+            b = relaxation.harden(z)
+            z_given_b, slope = relaxation.draw_given(b)
             both = torch.stack([z, z_given_b])
         both.requires_grad_()
         noise = CommonNoise(both.device)
@@ -74,7 +69,7 @@ class ControlVariate(GradientEstimator):
         in_z, in_z_given_b = self._gradient(c, both, create_graph=learns)
         c_given_b = c[1] if learns else c[1].detach()
         signal = (value.detach() - c_given_b).reshape(value.shape + (1,) * len(q.event_shape))
-        pathwise = through_normalization(q, torch.addcmul(in_z, slope, in_z_given_b, value=-1))
+        pathwise = relaxation.through_normalization(torch.addcmul(in_z, slope, in_z_given_b, value=-1))
         gradient = torch.addcmul(pathwise, signal, score(q, b))
         surrogate_loss = gradient.square().reshape(*value.shape, -1).sum(-1) if learns else None
         return Estimate(value, dict.fromkeys(leaves, gradient), surrogate_loss)

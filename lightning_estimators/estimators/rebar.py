@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from lightning_estimators.estimators.attach import attach_gradients
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.cost_gradient import check_differentiable
-from lightning_estimators.estimators.relaxation import check_temperature, relax
+from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
 from lightning_estimators.objectives import Objective
 
 __all__ = ["REBAR"]
@@ -73,7 +73,7 @@ class REBAR(ControlVariate):
 
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
         """Return η f(σ_λ(z))."""
-        soft = relax(q, z, self.log_temperature.exp())
+        soft = relaxation_of(q).soften(z, self.log_temperature.exp())
         value = f(soft)
         check_differentiable(self, value, soft)
         if z.requires_grad and not self.log_temperature.requires_grad:

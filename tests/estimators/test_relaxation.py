@@ -5,14 +5,7 @@ import torch
 from scipy import stats
 from torch.distributions import Bernoulli, Independent, OneHotCategorical
 
-from lightning_estimators.estimators.relaxation import (
-    conditional_relaxation,
-    hard,
-    relax,
-    relaxation,
-    score,
-    through_normalization,
-)
+from lightning_estimators.estimators.relaxation import relaxation_of, score
 from lightning_estimators.testing import BOUND
 
 N = 50_000
@@ -24,13 +17,13 @@ def distribution(family, logits):
 
 
 def test_bernoulli_relaxation_is_logistic():
-    z = relaxation(distribution(Bernoulli, LOGITS.expand(N, 3)))
+    z = relaxation_of(distribution(Bernoulli, LOGITS.expand(N, 3))).draw()
     for j, loc in enumerate(LOGITS.tolist()):
         assert stats.kstest(z[:, j].numpy(), stats.logistic(loc=loc).cdf).pvalue > 1e-4
 
 
 def test_categorical_relaxation_is_gumbel():
-    z = relaxation(distribution(OneHotCategorical, LOGITS.expand(N, 3)))
+    z = relaxation_of(distribution(OneHotCategorical, LOGITS.expand(N, 3))).draw()
     for k, loc in enumerate(torch.log_softmax(LOGITS, -1).tolist()):
         assert stats.kstest(z[:, k].numpy(), stats.gumbel_r(loc=loc).cdf).pvalue > 1e-4
 
@@ -39,7 +32,7 @@ def test_categorical_relaxation_is_gumbel():
 def test_hard_samples_of_relaxations_have_the_right_probabilities(family):
     q = distribution(family, LOGITS.expand(N, 3))
     p = torch.sigmoid(LOGITS) if family is Bernoulli else torch.softmax(LOGITS, -1)
-    z = (hard(q, relaxation(q)).mean(0) - p) / (p * (1 - p) / N).sqrt()
+    z = (relaxation_of(q).harden(relaxation_of(q).draw()).mean(0) - p) / (p * (1 - p) / N).sqrt()
     assert z.abs().max() < BOUND
 
 
@@ -48,15 +41,15 @@ def test_hard_samples_of_relaxations_have_the_right_probabilities(family):
 def test_conditional_relaxation_against_rejection_sampling(family, index):
     """Given b_index = 1, and for Bernoullis given 0: accept those relaxations whose hard sample is that."""
     q = distribution(family, LOGITS.expand(N, 3))
-    z = relaxation(q)
-    b = hard(q, z)
+    z = relaxation_of(q).draw()
+    b = relaxation_of(q).harden(z)
     for state in (1, 0) if family is Bernoulli else (1,):
         accepted = z[b[:, index] == state]
         given = torch.full((N, 3), float(state), dtype=torch.float64)
         if family is OneHotCategorical:
             given = torch.zeros_like(given)
             given[:, index] = 1
-        conditional, _ = conditional_relaxation(q, given)
+        conditional, _ = relaxation_of(q).draw_given(given)
         columns = [index] if family is Bernoulli else range(3)
         for j in columns:
             assert stats.ks_2samp(accepted[:, j].numpy(), conditional[:, j].numpy()).pvalue > 1e-4
@@ -71,8 +64,8 @@ def test_conditional_relaxation_against_rejection_sampling(family, index):
 def test_conditional_relaxation_makes_the_relaxation_anew(family):
     """Integrating z̃ | b over b gives the law of z."""
     q = distribution(family, LOGITS.expand(N, 3))
-    conditional, _ = conditional_relaxation(q, hard(q, relaxation(q)))
-    fresh = relaxation(q)
+    conditional, _ = relaxation_of(q).draw_given(relaxation_of(q).harden(relaxation_of(q).draw()))
+    fresh = relaxation_of(q).draw()
     for j in range(3):
         assert stats.ks_2samp(fresh[:, j].numpy(), conditional[:, j].numpy()).pvalue > 1e-4
 
@@ -83,9 +76,9 @@ def test_conditional_relaxation_makes_the_relaxation_anew(family):
 def test_conditional_relaxations_fall_on_the_side_of_the_sample(family, scale, dtype):
     logits = scale * torch.randn(N, 3, dtype=dtype).clamp(-1, 1)
     q = distribution(family, logits)
-    b = hard(q, relaxation(q))
-    z, slope = conditional_relaxation(q, b)
-    assert torch.equal(hard(q, z), b)
+    b = relaxation_of(q).harden(relaxation_of(q).draw())
+    z, slope = relaxation_of(q).draw_given(b)
+    assert torch.equal(relaxation_of(q).harden(z), b)
     assert z.isfinite().all()
     assert ((slope >= 0) & (slope <= 1)).all()
 
@@ -102,10 +95,10 @@ def test_even_impossible_samples_keep_their_side_at_the_ends_of_the_noise(monkey
     )
     q = distribution(Bernoulli, torch.full((1, 3), logit, dtype=dtype))
     given = torch.full((1, 3), b, dtype=dtype)
-    z, slope = conditional_relaxation(q, given)
+    z, slope = relaxation_of(q).draw_given(given)
     assert z.isfinite().all()
     assert slope.isfinite().all()
-    assert torch.equal(hard(q, z), given)
+    assert torch.equal(relaxation_of(q).harden(z), given)
 
 
 @pytest.mark.parametrize("family", [Bernoulli, OneHotCategorical])
@@ -113,15 +106,15 @@ def test_slopes_of_conditional_relaxations_are_their_derivatives(family):
     """At fixed noise, by differences: which reach z̃ through the papers' v' too, and through normalised logits."""
     logits, weights = torch.randn(2, 4, 3, dtype=torch.float64)
     q = distribution(family, logits)
-    b = hard(q, relaxation(q))
+    b = relaxation_of(q).harden(relaxation_of(q).draw())
 
     def weighted(moved):
         torch.manual_seed(1)
-        return (weights * conditional_relaxation(distribution(family, moved), b)[0]).sum(-1)
+        return (weights * relaxation_of(distribution(family, moved)).draw_given(b)[0]).sum(-1)
 
     torch.manual_seed(1)
-    _, slope = conditional_relaxation(q, b)
-    found = through_normalization(q, weights * slope)
+    _, slope = relaxation_of(q).draw_given(b)
+    found = relaxation_of(q).through_normalization(weights * slope)
     for k, step in enumerate(1e-5 * torch.eye(3, dtype=torch.float64)):
         difference = (weighted(logits + step) - weighted(logits - step)) / 2e-5
         assert torch.allclose(found[:, k], difference, atol=1e-8)
@@ -130,15 +123,15 @@ def test_slopes_of_conditional_relaxations_are_their_derivatives(family):
 @pytest.mark.parametrize("family", [Bernoulli, OneHotCategorical])
 def test_relax_goes_to_the_hard_sample_with_the_temperature(family):
     q = distribution(family, torch.randn(100, 3, dtype=torch.float64))
-    z = relaxation(q)
-    assert torch.allclose(relax(q, z, 1e-6), hard(q, z), atol=1e-6)
-    assert (relax(q, z, 1.0) - hard(q, z)).abs().max() > 0.1
+    z = relaxation_of(q).draw()
+    assert torch.allclose(relaxation_of(q).soften(z, 1e-6), relaxation_of(q).harden(z), atol=1e-6)
+    assert (relaxation_of(q).soften(z, 1.0) - relaxation_of(q).harden(z)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("family", [Bernoulli, OneHotCategorical])
 def test_score_is_the_gradient_of_the_log_probability(family):
     logits = torch.randn(100, 3, requires_grad=True)
     q = distribution(family, logits)
-    b = hard(q, relaxation(q))
+    b = relaxation_of(q).harden(relaxation_of(q).draw())
     (expected,) = torch.autograd.grad(q.log_prob(b).sum(), logits)
     assert torch.allclose(score(q, b), expected, atol=1e-6)
