@@ -1,4 +1,4 @@
-"""Data: one file per dataset, examples in memory, batches that resume and shard exactly."""
+"""Lightning datamodules, one file per dataset: examples in memory, in batches that resume and shard exactly."""
 
 from lightning_estimators.datamodules.base import ImageDataModule, Splits
 from lightning_estimators.datamodules.batches import Batches

@@ -1,4 +1,4 @@
-"""What every image dataset is: splits held as bytes, binarized in one place, loaded as whole batches."""
+"""The base class of image datasets: splits are held as bytes, binarized in one place, and loaded as whole batches."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Splits(NamedTuple):
 class ImageDataModule(pl.LightningDataModule, ABC):
     """Images for generative models, without labels.
 
-    A batch is one float32 tensor of shape `(batch_size,) + image_shape` in [0, 1]. Images live in memory as bytes and
-    there are no workers. Under DDP each rank loads its share (see `Batches`).
+    A batch is one float32 tensor of shape `(batch_size,) + image_shape` with entries in [0, 1]. Images are held in
+    memory as bytes, and no worker processes are used. Under DDP each rank loads its share (see `Batches`).
 
-    How grey levels become zeros and ones (a byte v is taken as the probability v / 255):
+    `binarization` says how grey levels become zeros and ones, where a byte v is taken as the probability v / 255:
 
-    - `dynamic`: training images are drawn anew at each visit. Validation and test images are drawn once, by the seed,
-      so that curves and bounds can be compared.
+    - `dynamic`: training images are drawn anew each time they are loaded. Validation and test images are drawn once, by
+      the seed, so that curves and bounds can be compared.
     - `static`: all images are drawn once, by the seed.
-    - `threshold`: 1 where v / 255 > 0.5.
-    - `none`: grey levels stay.
+    - `threshold`: a pixel is 1 where v / 255 > 0.5.
+    - `none`: grey levels are kept, as v / 255.
 
-    Another `seed` is another experiment's data: another order and other draws, and, where the dataset comes without
-    a split of its own (`Digits`, `Omniglot`), another split. Give `fit` and `test` the same one.
+    The `seed` decides the order and the draws and, where the dataset comes without a split of its own (`Digits`,
+    `Omniglot`), also the split. Use the same seed for `fit` and for `test`.
 
     Implementing one:
 
@@ -59,9 +59,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             the binarization; shape `image_shape`.
 
     Args:
-        root: Folder in which the files are, or go, in torchvision's layout.
+        root: Folder that holds the files, or into which they are downloaded, in torchvision's layout.
         batch_size: Images in a training batch of each rank; an epoch's last batch may be smaller.
-        eval_batch_size: The same for validation, test and prediction.
+        eval_batch_size: Images in a batch of each rank in validation, test and prediction.
         binarization: How grey levels become zeros and ones: dynamic, static, threshold, or none.
         seed: Seed of splits, of the order of training images, and of binarization.
         download: Whether to download files that are missing.
@@ -93,7 +93,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         download: bool = False,
     ) -> None:
         super().__init__()
-        # Before it is saved: checkpoints are read with weights_only=True, which knows no Path.
+        # Before it is saved as a hyperparameter: checkpoints are read with weights_only=True, which refuses a Path.
         root = os.path.expanduser(os.fspath(root))
         _check_integer("batch_size", batch_size, least=1)
         _check_integer("eval_batch_size", eval_batch_size, least=1)
@@ -111,7 +111,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._mean: Tensor | None = None
 
     def __str__(self) -> str:
-        # Lightning's own takes loaders for collections of datasets and fails; jsonargparse prints datamodules.
+        # jsonargparse prints datamodules, and Lightning's own `__str__` fails on loaders that are not torch's: it takes
+        # them for collections of datasets.
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.hparams.items())})"
 
     @abstractmethod
@@ -122,7 +123,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Download what is missing."""
 
     def prepare_data(self) -> None:
-        """Download, if that was asked for. Runs on one process of each node, before `setup`."""
+        """Download what is missing if `download` is set. Runs on one process of each node, before `setup`."""
         if not self.download:
             return
         try:
@@ -135,7 +136,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             ) from error
 
     def setup(self, stage: str | None = None) -> None:
-        """Load all splits, whatever the stage, once."""
+        """Load all splits, whatever the stage; later calls do nothing."""
         if self._splits is not None:
             return
         splits = self.load()
@@ -160,7 +161,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     @property
     def splits(self) -> Splits:
-        """The images after `setup`: bytes, of which the training images of `dynamic` are still probabilities."""
+        """The images after `setup`, as bytes; with `dynamic`, the training images are not binarized yet."""
         if self._splits is None:
             raise RuntimeError(f"call {type(self).__name__}.setup() before asking for images")
         return self._splits
@@ -173,9 +174,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return self._mean
 
     def train_dataloader(self) -> Batches:
-        """Training batches in an order of each epoch's own (in the order of the data under `overfit_batches`)."""
+        """Training batches, in a new order in each epoch (in the order of the data under `overfit_batches`)."""
         rank, world_size = self._shard()
-        # Lightning turns shuffling off for loaders of torch's class only.
+        # Lightning itself turns shuffling off only for loaders of torch's own class.
         overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
         return Batches(
             self.splits.train,
@@ -202,7 +203,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint should know to notice that it is used with another split."""
+        """Return the seed, by which `load_state_dict` notices that a checkpoint is used with another split."""
         return {"seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -16,13 +16,13 @@ def sample_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         images: Bytes (uint8) of any shape.
-        generator: Where the noise comes from.
+        generator: Source of the noise.
 
     Returns:
         Booleans of the same shape.
     """
-    # Eight bytes to a draw. To be uniform on 0 to 254 each byte of 255 is drawn again, one in 256; numpy finds them
-    # ten times as fast.
+    # Each 64-bit draw gives eight bytes of noise. Noise must be uniform on 0 to 254, so each byte that is 255, one in
+    # 256, is drawn again; numpy finds these ten times as fast as torch.
     words = torch.empty(-(-images.numel() // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     noise = words.view(torch.uint8)[: images.numel()].numpy()
     again = np.flatnonzero(noise == 255)
@@ -33,18 +33,19 @@ def sample_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
 class Batches(IndexedBatches[Tensor]):
     """Loads float batches in [0, 1] from images held in memory as bytes, without workers.
 
-    Order, shards and resuming: see `IndexedBatches`. Shapes: yields `(batch, *images.shape[1:])`, float32.
+    On order, shards and resuming see `IndexedBatches`. Batches are float32, of shape `(batch, *images.shape[1:])`.
 
     Args:
         images: Bytes (uint8), images along the first axis.
         batch_size: Images in a batch of this rank; the last batch may be smaller.
-        shuffle: Another order in each epoch.
-        resample: Draw each pixel anew at each visit, 1 with probability byte / 255; otherwise yield byte / 255.
+        shuffle: Whether to put the images in a new order in each epoch.
+        resample: Whether to draw each pixel anew each time it is loaded, 1 with probability byte / 255; otherwise the
+            batch holds byte / 255.
         seed: Seed of the order and of the pixels.
-        pad: Whether to repeat images so that all ranks have as many.
-        rank: Which of the shards this is.
-        world_size: Into how many shards the images are divided.
-        limit: How much of an epoch is taken before the next one begins, as Lightning's `limit_train_batches`.
+        pad: Whether to repeat images so that all ranks have the same number.
+        rank: Index of this rank's shard.
+        world_size: Number of shards into which the images are divided.
+        limit: How much of an epoch is used before the next one begins: Lightning's `limit_train_batches`.
 
     Raises:
         ValueError: If there are no images, or a number is out of range.
@@ -91,5 +92,5 @@ class Batches(IndexedBatches[Tensor]):
         images = self.images[indices]
         if self.resample:
             on = sample_pixels(images, seeded_generator(self.seed, PIXELS, epoch, index, self.rank))
-            return on.view(torch.uint8).float()  # from bytes it is several times as fast as from booleans
+            return on.view(torch.uint8).float()  # several times as fast as .float() of booleans
         return images.float().div_(255)

@@ -1,4 +1,4 @@
-"""Scikit-learn's bundled breast cancer data: a real classification problem that needs no network."""
+"""The breast cancer data that come with scikit-learn: a real classification problem without a download."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["BreastCancer", "LabelledSplits"]
 
 
 class LabelledSplits(NamedTuple):
-    """Pairs of features, float32 `(n, num_features)`, and labels −1 or 1, float32 `(n,)`."""
+    """For each split, features of shape `(n, num_features)` and labels −1 or 1 of shape `(n,)`, both float32."""
 
     train: tuple[Tensor, Tensor]
     val: tuple[Tensor, Tensor]
@@ -30,12 +30,13 @@ class LabelledSplits(NamedTuple):
 class BreastCancer(pl.LightningDataModule):
     """Cell nuclei of 569 breast masses, 30 features each; y = 1 for the 357 benign, −1 for the 212 malignant ones.
 
-    A batch is a pair `(x, y)` of float32 tensors of shapes `(batch_size, 30)` and `(batch_size,)`. Split by the seed
-    into 455 examples to train, 57 to validate and 57 to test; every feature is standardised by its mean and standard
-    deviation on the training examples. Another `seed` is another split and another order.
+    A batch is a pair `(x, y)` of float32 tensors of shapes `(batch_size, 30)` and `(batch_size,)`. The seed decides the
+    order, and the split into 455 examples to train, 57 to validate and 57 to test. Every feature is standardised by its
+    mean and standard deviation on the training examples.
 
-    Validation and test have two loaders: that of the split, and the whole data, all 569 examples, on which the paper
-    reports. Prediction has the test split. Nothing is downloaded or written. Under DDP each rank loads its share.
+    Validation and test have two loaders each: one of the split, and one of all 569 examples, on which Echraibi et al.
+    (2020) report their results. Prediction uses the test split. Nothing is downloaded or written. Under DDP each rank
+    loads its share.
 
     Attributes:
         num_features: 30, known before `setup`.
@@ -43,14 +44,15 @@ class BreastCancer(pl.LightningDataModule):
 
     Args:
         batch_size: Examples in a training batch of each rank; an epoch's last batch may be smaller.
-        eval_batch_size: The same for validation, test and prediction.
+        eval_batch_size: Examples in a batch of each rank in validation, test and prediction.
         seed: Seed of the split and of the order of training examples.
 
     Raises:
         ValueError: If an argument is out of range.
 
-    Source: W. Wolberg, O. Mangasarian, N. Street and W. Street, Breast Cancer Wisconsin (Diagnostic), UCI Machine
-    Learning Repository (1995). Second paper, 6.2, which does not say how it scales or splits them.
+    Source: Wolberg, Mangasarian, Street and Street (1995), Breast Cancer Wisconsin (Diagnostic), UCI Machine Learning
+    Repository, https://doi.org/10.24432/C5DW2B. Used in section 6.2 of Echraibi et al. (2020), *Generalized stochastic
+    backpropagation*, https://hal.science/hal-02968975, which does not say how the data are scaled or split.
 
     Example:
         >>> data = BreastCancer(batch_size=64)
@@ -76,11 +78,12 @@ class BreastCancer(pl.LightningDataModule):
         self._splits: LabelledSplits | None = None
 
     def __str__(self) -> str:
-        # Lightning's own takes loaders for collections of datasets and fails; jsonargparse prints datamodules.
+        # jsonargparse prints datamodules, and Lightning's own `__str__` fails on loaders that are not torch's: it takes
+        # them for collections of datasets.
         return f"BreastCancer(batch_size={self.batch_size}, eval_batch_size={self.eval_batch_size}, seed={self.seed})"
 
     def setup(self, stage: str | None = None) -> None:
-        """Load all splits, whatever the stage, once."""
+        """Load all splits, whatever the stage; later calls do nothing."""
         if self._splits is not None:
             return
         features, targets = load_breast_cancer(return_X_y=True)
@@ -98,9 +101,9 @@ class BreastCancer(pl.LightningDataModule):
         return self._splits
 
     def train_dataloader(self) -> Rows:
-        """Training batches in an order of each epoch's own (in the order of the data under `overfit_batches`)."""
+        """Training batches, in a new order in each epoch (in the order of the data under `overfit_batches`)."""
         rank, world_size = self._shard()
-        # Lightning turns shuffling off for loaders of torch's class only.
+        # Lightning itself turns shuffling off only for loaders of torch's own class.
         overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
         return Rows(
             self.splits.train,
@@ -126,7 +129,7 @@ class BreastCancer(pl.LightningDataModule):
         return self._evaluation(self.splits.test)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint should know to notice that it is used with another split."""
+        """Return the seed, by which `load_state_dict` notices that a checkpoint is used with another split."""
         return {"seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Scikit-learn's bundled digits: real images that need no network."""
+"""The handwritten digits that come with scikit-learn: real images without a download."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ __all__ = ["Digits"]
 class Digits(ImageDataModule):
     """The 1797 handwritten digits that come with scikit-learn, 8×8 pixels of 17 grey levels.
 
-    Split by the seed into 1400 images to train, 200 to validate and 197 to test. For trying things out: nothing is
-    downloaded or written, so `root` and `download` mean nothing here.
+    The seed splits them into 1400 images to train, 200 to validate and 197 to test. The dataset is for trying things
+    out: nothing is downloaded or written, so `root` and `download` have no effect. See `ImageDataModule` for the
+    arguments, the shapes and the binarization.
 
-    Args, shapes and binarization: see `ImageDataModule`.
-
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository
-    (1998); the test set of it, as `sklearn.datasets.load_digits` has it.
+    Source: the test set of Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine Learning
+    Repository, https://doi.org/10.24432/C50P49, as `sklearn.datasets.load_digits` returns it.
 
     Example:
         >>> data = Digits(batch_size=100, binarization="none")

@@ -1,4 +1,4 @@
-"""Fashion-MNIST."""
+"""The Fashion-MNIST images of clothes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ __all__ = ["FashionMNIST"]
 
 
 class FashionMNIST(MNIST):
-    """Clothes, 28×28: 50,000 to train, 10,000 to validate (the last of the training file), 10,000 to test.
+    """Images of clothes of 28×28 pixels: 50,000 to train, 10,000 to validate, 10,000 to test.
 
-    Args, shapes, binarization and errors: see `ImageDataModule` and `MNIST`. The files have MNIST's names and are in
-    `<root>/FashionMNIST/raw`.
+    The validation images are the last of the training file. The files have MNIST's names and are expected in
+    `<root>/FashionMNIST/raw`. See `ImageDataModule` for the arguments, the shapes and the binarization, and `MNIST` for
+    the errors.
 
-    Source: H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST: a novel image dataset for benchmarking machine learning
-    algorithms (2017).
+    Source: Xiao, Rasul and Vollgraf (2017), Fashion-MNIST: a novel image dataset for benchmarking machine learning
+    algorithms, https://arxiv.org/abs/1708.07747.
     """
 
     dataset: ClassVar[Any] = torchvision.datasets.FashionMNIST

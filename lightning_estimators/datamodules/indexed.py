@@ -15,55 +15,56 @@ __all__ = ["IndexedBatches", "seeded_generator"]
 
 T = TypeVar("T")
 
-# First word after the seed in every key, so that no two uses of one seed share random numbers.
+# What random numbers are used for. It follows the seed in every key, so that no two uses of a seed share numbers.
 ORDER, PIXELS, STATIC, SPLIT = range(4)
 
 
 def seeded_generator(*key: int) -> torch.Generator:
-    """A generator of its own for each key of non-negative integers; torch's global one is neither read nor moved."""
+    """Return the generator of a key of non-negative integers; torch's global one is neither read nor advanced."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 class IndexedBatches(ABC, Generic[T]):
     """Loads whole batches of examples held in memory, by index and without workers.
 
-    What a batch holds depends on (seed, epoch, index of the batch, rank) and on nothing else, so no other use of random
-    numbers changes it, and an epoch that is resumed in the middle goes on exactly as it would have.
+    What a batch holds depends only on the seed, the epoch, the index of the batch in the epoch, and the rank. No other
+    use of random numbers changes it, and an epoch that is resumed in the middle continues exactly as it would have.
 
-    Sharding is done here, since Lightning injects samplers into `torch.utils.data.DataLoader` only. `batch_size` is
-    that of one rank, as usual. Together the i-th batches of all ranks hold the examples of the i-th batch of one
-    process with `world_size` times the batch size.
+    Sharding is done here, since Lightning injects samplers only into `torch.utils.data.DataLoader`. `batch_size` is
+    that of one rank, as usual. Together the i-th batches of all ranks hold the examples that would be in the i-th batch
+    of a single process with `world_size` times the batch size.
 
-    - `pad=True` (training): all ranks yield batches of the same number and sizes, so that averages over ranks are
-      averages over examples. None is dropped; up to `world_size - 1` are shown twice in an epoch.
-    - `pad=False` (validation, test): every example is yielded exactly once, by one of the ranks. Ranks still yield the
-      same number of batches, by a last one that may be smaller (with a batch size of 1 it may be one fewer).
+    - `pad=True` (training): all ranks yield the same number of batches, of the same sizes, so that averages over ranks
+      are averages over examples. No example is dropped; up to `world_size - 1` are loaded twice in an epoch.
+    - `pad=False` (validation, test): every example is yielded exactly once, by one of the ranks. The ranks still yield
+      the same number of batches: one with fewer examples makes its last batches smaller (only with a batch size of 1
+      may it yield one batch fewer).
 
-    Resuming follows Lightning's protocol: `state_dict()` names the batch that comes next, and is saved once the current
-    one has been trained on (nothing is fetched ahead, since the length is known). After `load_state_dict` the next
-    iteration starts there. Lightning calls `sampler.set_epoch(epoch)` at the start of each epoch; in a plain loop the
-    epoch advances by itself each time the loader is exhausted.
+    Resuming follows Lightning's protocol: `state_dict()` names the batch that comes next, and Lightning saves it after
+    training on the current batch (it does not fetch batches ahead, since the length is known). After `load_state_dict`
+    the next iteration starts there. Lightning calls `sampler.set_epoch(epoch)` at the start of each epoch; in a plain
+    loop the epoch advances by itself each time the loader is exhausted.
 
-    Implementing one: `_take`, and nothing random in it but through `seeded_generator`.
+    Implementing one: implement `_take`, and draw anything random in it from `seeded_generator`.
 
     Args:
-        count: How many examples there are.
+        count: Number of examples.
         batch_size: Examples in a batch of this rank; the last batch may be smaller.
-        shuffle: Another order in each epoch.
+        shuffle: Whether to put the examples in a new order in each epoch.
         seed: Seed of the order.
-        pad: Whether to repeat examples so that all ranks have as many.
-        rank: Which of the shards this is.
-        world_size: Into how many shards the examples are divided.
-        limit: How much of an epoch is taken before the next one begins, as Lightning's `limit_train_batches`: a number
-            of batches (int) or a fraction (float). The loader does not stop there; it only knows that a state saved
-            there was saved at the end of the epoch.
+        pad: Whether to repeat examples so that all ranks have the same number.
+        rank: Index of this rank's shard.
+        world_size: Number of shards into which the examples are divided.
+        limit: How much of an epoch is used before the next one begins: Lightning's `limit_train_batches`, a number of
+            batches (int) or a fraction (float). The loader does not stop there; it uses the limit to recognise that a
+            state saved there was saved at the end of an epoch.
 
     Raises:
         ValueError: If there are no examples, or a number is out of range.
     """
 
     batch_sampler = None
-    """There is none; Lightning asks."""
+    """Always None: Lightning looks for a batch sampler, and there is none."""
 
     def __init__(
         self,
@@ -94,32 +95,33 @@ class IndexedBatches(ABC, Generic[T]):
         self.epoch = 0
         self._next = 0  # index of the batch that comes next
         self._resuming = False  # whether a state was loaded and nothing yielded since
-        self._shift = 0  # self.epoch, less what the one who calls set_epoch counts
+        self._shift = 0  # self.epoch minus the epoch that the caller of set_epoch counts
 
     @abstractmethod
     def _take(self, indices: Tensor, epoch: int, index: int) -> T:
         """Return a batch.
 
         Args:
-            indices: The examples it holds.
-            epoch: Number of epochs before it.
+            indices: Indices of its examples.
+            epoch: Number of epochs before this one.
             index: Number of batches before it in the epoch.
         """
 
     @property
     def sampler(self) -> IndexedBatches[T]:
-        """The loader itself, where Lightning looks for `set_epoch`."""
+        """The loader itself: Lightning calls `set_epoch` on a loader's sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration is.
 
-        A loader that has just been given a state knows better: when training was stopped by `max_steps`, Lightning
-        counts the epoch as done, yet continues it at the batch where it stopped; and from a checkpoint of the end of an
-        epoch it counts one epoch too many if `max_steps` is set. Counts are aligned then.
+        If a state was loaded since the last iteration, the loader keeps that state's epoch, because Lightning's count
+        may be wrong. When training was stopped by `max_steps`, Lightning counts the epoch as done, yet continues it at
+        the batch where it stopped; and after a checkpoint of the end of an epoch it counts one epoch too many if
+        `max_steps` is set. The loader remembers the difference and corrects later calls by it.
 
         Args:
-            epoch: Number of epochs before it.
+            epoch: Number of epochs before that one.
         """
         if self._resuming:
             self._shift = self.epoch - epoch
@@ -128,14 +130,16 @@ class IndexedBatches(ABC, Generic[T]):
             self._next = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands: the same on all ranks, plain numbers only."""
+        """Return the loader's position and what decides its order: plain numbers, the same on all ranks."""
         return {"epoch": self.epoch, "next": self._next, **self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Start the next iteration where the loader that gave this state would have gone on.
+        """Start the next iteration where the loader that returned this state would have continued.
+
+        Warns if the state is from a loader with another order.
 
         Args:
-            state_dict: What `state_dict` returned. A warning tells if it is from a loader with another order.
+            state_dict: What `state_dict` returned.
         """
         self._resuming = True
         self.epoch, self._next = state_dict["epoch"], state_dict["next"]
@@ -153,13 +157,13 @@ class IndexedBatches(ABC, Generic[T]):
             )
 
     def __len__(self) -> int:
-        """Number of batches of this rank in an epoch, of which a resumed one yields the rest only."""
+        """Number of batches of this rank in a whole epoch; a resumed epoch yields only those that are left."""
         largest_share = -(-self.count // self.world_size)
         return min(-(-largest_share // self.batch_size), self._share())
 
     def __iter__(self) -> Iterator[T]:
-        # A generator: nothing happens before the first `next`. Lightning makes iterators before it loads the state and
-        # says which epoch it is.
+        # Being a generator, this runs only from the first `next` on. It must: Lightning makes the iterator before it
+        # loads the state and calls `set_epoch`.
         start = self._next if self._resuming else 0
         self._resuming = False
         epoch = self.epoch
@@ -171,7 +175,7 @@ class IndexedBatches(ABC, Generic[T]):
             self.epoch, self._next = epoch + 1, 0
 
     def _order(self) -> dict[str, Any]:
-        """What decides which examples are in which batch."""
+        """Return what decides which examples are in which batch."""
         return {
             "examples": self.count,
             "batch_size": self.batch_size,
@@ -181,12 +185,12 @@ class IndexedBatches(ABC, Generic[T]):
         }
 
     def _share(self) -> int:
-        """Number of examples of this rank."""
+        """Return the number of examples of this rank."""
         count = self.count + (self.world_size - 1 if self.pad else self.world_size - 1 - self.rank)
         return count // self.world_size
 
     def _indices(self, epoch: int) -> Tensor:
-        """The examples of this rank in the order of this epoch."""
+        """Return the indices of this rank's examples, in the order of this epoch."""
         count = self.count
         if self.shuffle:
             order = torch.randperm(count, generator=seeded_generator(self.seed, ORDER, epoch))
@@ -196,5 +200,5 @@ class IndexedBatches(ABC, Generic[T]):
         return order[(self.rank + self.world_size * torch.arange(self._share())) % count]
 
     def _bound(self, index: int) -> int:
-        """First example of a batch; leaves at least one to each of the batches that follow."""
+        """Return where a batch starts in this rank's share, leaving at least one example to it and each later batch."""
         return min(index * self.batch_size, self._share() - (len(self) - index))

@@ -1,4 +1,4 @@
-"""Omniglot at 28×28, as generative models use it."""
+"""The Omniglot handwritten characters at 28×28 pixels, the size used for generative models."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ PARTS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20  # of each character
 TRAIN_DRAWINGS = 15
 CACHE = "omniglot-28x28.pt"
-CACHE_VERSION = 1  # to be raised with any change in the conversion
+CACHE_VERSION = 1  # raise it with any change in the conversion, so that older caches are made again
 
 
 class _AnyZip(torchvision.datasets.Omniglot):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's reader, content with PNGs from whichever zip: it insists on the md5 of one that may be gone."""
+    """torchvision's reader, which otherwise refuses PNGs unless the zip they came from is there and has its MD5 sum."""
 
     def _check_integrity(self) -> bool:
         return os.path.isdir(os.path.join(self.root, self._get_target_folder()))
@@ -42,23 +42,24 @@ class _AnyZip(torchvision.datasets.Omniglot):  # type: ignore[misc]  # torchvisi
 class Omniglot(ImageDataModule):
     """Handwritten characters of 50 alphabets, 1623 characters with 20 drawings each, 28×28, ink = 1.
 
-    Characters of both parts of the original (background and evaluation) are used alike. Of each, 15 drawings are for
-    training and 5 for test, chosen by the seed: 24,345 and 8,115. Of the former, 1345 are set apart for validation,
-    chosen by the seed as well. Drawings are scaled down from 105×105 with antialiasing, which makes grey levels. The
-    28×28 file that several papers share was made by an unknown method, and split otherwise: likelihoods differ.
+    The characters of both parts of the original dataset (background and evaluation) are treated alike. Of each
+    character the seed chooses 15 drawings for training and 5 for test, which makes 24,345 and 8,115 images. Of the
+    training images, it then sets 1345 apart for validation. Drawings are scaled down from 105×105 with antialiasing,
+    which makes grey levels. Several papers use a 28×28 file that was made by an unknown method and is split
+    differently, so likelihoods on it differ from those on this dataset.
 
-    Args, shapes and binarization: see `ImageDataModule`. The drawings are, in `<root>/omniglot-py`,
-    `{images_background,images_evaluation}/<alphabet>/characterNN/NNNN_NN.png`. The first `setup` takes some seconds to
-    read them all, and keeps the result there as `omniglot-28x28.pt` if the folder can be written. That is made again
-    when the drawings change or the file is damaged.
+    See `ImageDataModule` for the arguments, the shapes and the binarization. In `<root>/omniglot-py` the drawings are
+    expected as `{images_background,images_evaluation}/<alphabet>/characterNN/NNNN_NN.png`. The first `setup` takes some
+    seconds to read them all, and saves the result there as `omniglot-28x28.pt` if the folder can be written. This file
+    is made again when the drawings change or when it is damaged.
 
     Raises:
         FileNotFoundError: In `setup`, if drawings are missing.
         ValueError: In `setup`, if a drawing is damaged.
 
-    Source: B. M. Lake, R. Salakhutdinov and J. B. Tenenbaum, Human-level concept learning through probabilistic program
-    induction, Science 350 (2015). Split and size: Y. Burda, R. Grosse and R. Salakhutdinov, Importance weighted
-    autoencoders (2016), section 5.
+    Source: Lake, Salakhutdinov and Tenenbaum (2015), Human-level concept learning through probabilistic program
+    induction, https://doi.org/10.1126/science.aab3050. Split and size: Burda, Grosse and Salakhutdinov (2016),
+    Importance weighted autoencoders, section 5, https://arxiv.org/abs/1509.00519.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
@@ -66,11 +67,11 @@ class Omniglot(ImageDataModule):
 
     @property
     def folder(self) -> str:
-        """Where the files are."""
+        """The folder that holds the files."""
         return os.path.join(self.root, _AnyZip.folder)
 
     def fetch(self) -> None:
-        """Unpack the zips that are there and download those that are not."""
+        """Unpack the zip files that are there, and download what is missing."""
         for part in PARTS:
             archive = os.path.join(self.folder, f"{part}.zip")
             if os.path.isfile(archive) and zipfile.is_zipfile(archive):
@@ -89,7 +90,7 @@ class Omniglot(ImageDataModule):
             missing += self._lacking(part, drawings)
         if missing:
             raise self.not_found(self.folder, missing)
-        # Names and sizes: as good as contents for files that nobody edits, and read in a moment.
+        # Nobody edits these files, so names and sizes identify them as well as contents do, and are read much faster.
         source = hashlib.blake2b(repr((CACHE_VERSION, sorted(sizes.items()))).encode()).hexdigest()
         images = self._read_cache(source)
         if images is None:
@@ -106,7 +107,7 @@ class Omniglot(ImageDataModule):
         return Splits(train[validation:], train[:validation], test)
 
     def _drawings(self, part: str) -> dict[str, int]:
-        """Sizes in bytes by path below the folder."""
+        """Return the size in bytes of each drawing of a part, by its path relative to the folder."""
         folder = Path(self.folder)
         found = {}
         for directory, _, names in os.walk(folder / part):
@@ -117,7 +118,7 @@ class Omniglot(ImageDataModule):
         return found
 
     def _lacking(self, part: str, drawings: dict[str, int]) -> list[str]:
-        """What is missing of a part, in words: all of it, or what an unpacking that was cut short left out."""
+        """Say what is missing of a part: all of it, or the drawings that an interrupted unpacking left out."""
         if not drawings:
             return [f"{part}/<alphabet>/<character>/*.png"]
         archive = os.path.join(self.folder, f"{part}.zip")
@@ -127,7 +128,7 @@ class Omniglot(ImageDataModule):
             if absent:
                 return [f"{len(absent)} of the drawings in {part}.zip, as {min(absent)}"]
         counts = Counter(os.path.dirname(path) for path in drawings)
-        # Few characters are a selection that somebody made on purpose; many are the whole dataset, or should be.
+        # Up to half of the characters is taken for a selection made on purpose; more should be the whole dataset.
         if len(counts) > PARTS[part] / 2 and len(counts) != PARTS[part]:
             return [f"characters in {part} (expected {PARTS[part]}, found {len(counts)})"]
         return [
@@ -137,11 +138,11 @@ class Omniglot(ImageDataModule):
         ]
 
     def _convert(self, paths: list[str]) -> Tensor:
-        """Bytes of shape `(characters, DRAWINGS, 28, 28)`, ink 255, in the order of the paths."""
+        """Return bytes of shape `(characters, DRAWINGS, 28, 28)`, where ink is 255, in the order of the paths."""
         by_path: dict[str, Tensor] = {}
         folder = Path(self.folder)
         for part in PARTS:
-            # torchvision lists folders in whatever order the file system has them: go by the path.
+            # torchvision lists folders in the order of the file system, which varies; the paths fix the order.
             dataset = _AnyZip(self.root, background=part == "images_background", loader=_read_drawing)
             for index in range(len(dataset)):
                 (path, drawing), _ = dataset[index]
@@ -154,13 +155,14 @@ class Omniglot(ImageDataModule):
             cache = torch.load(os.path.join(self.folder, CACHE), weights_only=True)
             images: Tensor = cache["images"]
             fits = cache["source"] == source and cache["digest"] == _digest(images)
-        except Exception:  # there is none, or it is damaged: there are many ways to be, and one remedy
+        except Exception:  # no cache or a damaged one, which raises many kinds of error: it is made again
             return None
         return images if fits else None
 
     def _write_cache(self, source: str, images: Tensor) -> None:
         path = os.path.join(self.folder, CACHE)
-        # Other processes may be doing the same: each writes its own file, and a rename is never seen half done.
+        # Other processes may be doing the same, so each writes a file of its own and renames it: a rename is atomic,
+        # so nobody reads half a file.
         temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
         content = io.BytesIO()
         torch.save({"source": source, "digest": _digest(images), "images": images}, content)

@@ -14,18 +14,18 @@ __all__ = ["Rows"]
 class Rows(IndexedBatches[tuple[Tensor, ...]]):
     """Loads batches of the rows of one or more tensors, such as features and labels.
 
-    Order, shards and resuming: see `IndexedBatches`. Shapes: yields a tuple with `(batch, *tensor.shape[1:])` for each
-    tensor, of its dtype.
+    On order, shards and resuming see `IndexedBatches`. A batch is a tuple with one tensor for each of `tensors`, of
+    shape `(batch, *tensor.shape[1:])` and of the same dtype.
 
     Args:
-        tensors: Of one length.
+        tensors: Tensors of the same length, with rows along the first axis.
         batch_size: Rows in a batch of this rank; the last batch may be smaller.
-        shuffle: Another order in each epoch.
+        shuffle: Whether to put the rows in a new order in each epoch.
         seed: Seed of the order.
-        pad: Whether to repeat rows so that all ranks have as many.
-        rank: Which of the shards this is.
-        world_size: Into how many shards the rows are divided.
-        limit: How much of an epoch is taken before the next one begins, as Lightning's `limit_train_batches`.
+        pad: Whether to repeat rows so that all ranks have the same number.
+        rank: Index of this rank's shard.
+        world_size: Number of shards into which the rows are divided.
+        limit: How much of an epoch is used before the next one begins: Lightning's `limit_train_batches`.
 
     Raises:
         ValueError: If there are no rows, if the tensors differ in length, or a number is out of range.

@@ -12,7 +12,7 @@ __all__ = ["Toy"]
 
 
 class Toy(pl.LightningDataModule):
-    """Batches of zeros, shape `(batch_size, 1)`: what drives the training loop of a model without data.
+    """Batches of zeros, shape `(batch_size, 1)`, which drive the training loop of a model that needs no data.
 
     Each row of a batch stands for one draw of the model's latents. An epoch has `num_batches` batches on each rank;
     validation, test and prediction have one.
@@ -39,7 +39,8 @@ class Toy(pl.LightningDataModule):
         self.num_batches = num_batches
 
     def __str__(self) -> str:
-        # Lightning's own takes loaders for collections of datasets and fails; jsonargparse prints datamodules.
+        # jsonargparse prints datamodules, and Lightning's own `__str__` fails on loaders that are not torch's: it takes
+        # them for collections of datasets.
         return f"Toy(batch_size={self.batch_size}, num_batches={self.num_batches})"
 
     def train_dataloader(self) -> Batches:
@@ -59,5 +60,5 @@ class Toy(pl.LightningDataModule):
         return self._zeros(1)
 
     def _zeros(self, num_batches: int) -> Batches:
-        # The images of one rank, whatever the number of ranks: every rank makes its own.
+        # Not sharded: each rank makes all of these batches, whatever the number of ranks.
         return Batches(torch.zeros(num_batches * self.batch_size, 1, dtype=torch.uint8), self.batch_size)
