@@ -1,4 +1,4 @@
-"""An ELBO whose KL divergence counts once for a whole data set."""
+"""A metric: the ELBO of a model whose KL divergence counts once for the whole data set, not once per example."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ __all__ = ["DatasetELBO"]
 class DatasetELBO(Metric):
     r"""$\sum_n E_q[\log p(y_n|x_n, w)] - D_{KL}[q(w) \| p(w)]$ over the examples of all batches and processes.
 
-    With a `size` N the sum is N times the mean: the ELBO of a data set of which the examples seen are a sample.
+    If a `size` N is given, the sum is replaced by N times the mean over the examples seen. This is an estimate of the
+    ELBO of a data set of N examples, of which those seen are a sample.
 
     Example:
         >>> import torch
@@ -40,9 +41,9 @@ class DatasetELBO(Metric):
         """Add a batch.
 
         Args:
-            log_likelihood: Of each example, shape `(B,)`.
+            log_likelihood: Expected log-likelihood of each example, shape `(B,)`.
             kl: The KL divergence, the same at every update.
-            size: N, the same at every update; None for a plain sum.
+            size: Number N of examples in the data set, the same at every update; None for a plain sum.
         """
         self.log_likelihood = self.log_likelihood + log_likelihood.sum()
         self.count = self.count + len(log_likelihood)

@@ -1,4 +1,4 @@
-"""Problems of which loss and gradient are known, so that an estimate can be judged while it trains."""
+"""The base class of toy problems: loss and gradient are known, so an estimator can be judged while it trains."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ from lightning_estimators.objectives import Objective
 
 __all__ = ["ExactProblem"]
 
-_DRAWS = 2**20  # noise stream of the logged statistics, far from those of callbacks
+_DRAWS = 2**20  # number of the noise stream of the logged statistics, far from the numbers callbacks use
 
 
 class ExactProblem(EstimatorModule, ABC):
-    """Minimises E[f(z)] over the parameters of q, and logs beside every estimate what it should have been.
+    """Minimises E[f(z)] over the parameters of q, and logs how estimates of the gradient compare with the exact one.
 
-    Of the batch only the length matters: it is the number of estimates that a step averages (`datamodules.Toy`).
+    Only the length of the batch matters, not its content: it is the number of estimates that a step averages
+    (`datamodules.Toy`).
 
-    Logged besides what `EstimatorModule` logs: `val/loss` and `test/loss`, the exact expectation; and, every
-    `Trainer(log_every_n_steps)` batches, at the parameters the step starts from (the last four figures from `num_draws`
-    fresh estimates, which leave training as it is):
+    Besides what `EstimatorModule` logs, `val/loss` and `test/loss` are the exact expectation. The following figures are
+    logged every `Trainer(log_every_n_steps)` batches, at the parameters from which the step starts. The last four are
+    computed from `num_draws` fresh estimates, which do not affect training.
 
     - `toy/loss`: the exact expectation.
-    - `toy/gradient`: exact derivative of the loss in a parameter, mean over parameters.
-    - `toy/log_variance`: natural logarithm of the sample variance of one estimate of the gradient (one example, one
-      parameter), averaged over parameters; for an exact estimator that of the smallest positive number, -87.
+    - `toy/gradient`: exact derivative of the loss with respect to the parameters, mean over parameters.
+    - `toy/log_variance`: natural logarithm of the sample variance of a single estimate of the gradient (one example,
+      one parameter), averaged over parameters before the logarithm is taken. For an exact estimator, whose variance is
+      0, it is the logarithm of the smallest positive number (of float32 and not subnormal), -87.
     - `toy/bias`: mean estimate minus exact derivative, averaged over parameters.
     - `toy/bias_z`: root mean square over parameters of the bias in units of its standard error: about 1 if unbiased.
-    - `toy/angle`: mean angle between one estimate and the exact gradient in degrees.
+    - `toy/angle`: mean angle in degrees between a single estimate and the exact gradient.
 
     Implementing one:
 
-    1. In `__init__`, after `super().__init__(...)`, set `num_draws` and `estimator`, build the parameters, and prepare
-       the estimator.
+    1. In `__init__`, after `super().__init__(...)`, set `num_draws` and `estimator`, build the parameters, and call
+       `estimator.prepare`.
     2. Implement the abstract methods; extend `figures` to log more.
     """
 
@@ -50,7 +52,7 @@ class ExactProblem(EstimatorModule, ABC):
 
     @abstractmethod
     def free_parameters(self) -> tuple[nn.Parameter, ...]:
-        """Return what is learned, in the order of `q`'s arguments; entries of shape `(num_latents,)`."""
+        """Return the parameters to learn, in the order of the arguments of `q`, each of shape `(num_latents,)`."""
 
     @abstractmethod
     def q(self, *parameters: Tensor) -> Distribution:
@@ -58,15 +60,15 @@ class ExactProblem(EstimatorModule, ABC):
 
     @abstractmethod
     def cost(self) -> Objective:
-        """Return f."""
+        """Return the cost f."""
 
     @abstractmethod
     def exact_loss(self) -> Tensor:
-        """Return the expectation, a scalar without gradient."""
+        """Return the exact expectation, a scalar without gradient."""
 
     @abstractmethod
     def exact_gradient(self) -> Tensor:
-        """Return the derivative of the expectation in the parameters, one after the other, without gradient."""
+        """Return the exact derivatives with respect to the parameters, concatenated, without gradient."""
 
     def loss(self, batch: Tensor) -> Tensor:
         """Return one estimate of the loss per row of the batch, whose content does not matter."""
@@ -75,10 +77,10 @@ class ExactProblem(EstimatorModule, ABC):
         return estimate
 
     def sample_gradients(self, num_draws: int) -> Tensor:
-        """Return independent estimates of the gradient, `(num_draws,)` + the shape of `exact_gradient()`.
+        """Return independent estimates of the gradient, of shape `(num_draws,)` + the shape of `exact_gradient()`.
 
-        Noise comes from torch's generator. Nothing else of training changes: a copy of the estimator is used, in
-        evaluation mode.
+        Noise comes from torch's generator. Training is not affected otherwise: the estimates are made by a copy of the
+        estimator in evaluation mode.
         """
         estimator = self._copy_of_estimator()
         rows = [p.detach().expand(num_draws, -1).clone().requires_grad_() for p in self.free_parameters()]
@@ -87,7 +89,7 @@ class ExactProblem(EstimatorModule, ABC):
             return torch.cat(torch.autograd.grad(loss.sum(), rows), -1)
 
     def gradient_statistics(self) -> dict[str, Tensor]:
-        """Return the logged figures about the gradient, by the name they are logged under after `toy/`."""
+        """Return the logged figures about the gradient, by name without the prefix `toy/`."""
         exact, draws = self.exact_gradient(), self.sample_gradients(self.num_draws)
         moments = GradientMoments()
         moments.update({"gradient": draws})
@@ -95,7 +97,7 @@ class ExactProblem(EstimatorModule, ABC):
         tiny = torch.finfo(draws.dtype).tiny
         error = moments.standard_error("gradient")
         cosine = torch.nn.functional.cosine_similarity(draws, exact.expand_as(draws), dim=-1, eps=tiny)
-        # An exact estimator has no error but rounding.
+        # The only error of an exact estimator is rounding, and its standard error may be 0.
         rounding = (torch.finfo(draws.dtype).eps * exact.abs()).clamp_min(tiny)
         return {
             "gradient": exact.mean(),
@@ -106,11 +108,11 @@ class ExactProblem(EstimatorModule, ABC):
         }
 
     def figures(self) -> dict[str, Tensor]:
-        """Return all logged figures by the name they are logged under after `toy/`."""
+        """Return all logged figures, by name without the prefix `toy/`."""
         return {"loss": self.exact_loss(), **self.gradient_statistics()}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Log what the coming step starts from."""
+        """Log the figures at the parameters from which the step starts."""
         super().on_train_batch_start(batch, batch_idx)
         if not step_is_logged(self.trainer, batch_idx):
             return

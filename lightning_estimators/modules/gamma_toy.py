@@ -20,48 +20,51 @@ __all__ = ["GammaToyModel"]
 class GammaToyModel(ExactProblem):
     r"""Minimises E[f(z)] over log shape and log scale of d independent gamma variables, $z_j \sim \Gamma(k_j, \mu_j)$.
 
-    - "squares": $f(z) = \sum_j (z_j - t)^2$, with expectation $\sum_j k_j \mu_j^2 + (k_j \mu_j - t)^2$. Its infimum 0
-      is the point mass at t: mean $k \mu = t$, reached only as k grows without bound. At a given k the best is
-      $t^2 / (k + 1)$ per variable, at $\mu = t / (k + 1)$.
-    - "exponentials": $f(z) = \sum_j e^{-t z_j}$, with expectation $\sum_j (1 + t \mu_j)^{-k_j}$. Its infimum 0 is the
-      point mass at infinity, approached as k or μ grows.
+    There are two problems:
 
-    μ is the *scale*; torch's `Gamma` takes the rate 1/μ. The costs are `objectives`, so that stochastic backpropagation
-    sums its series in closed form. Of the batch only the length matters: it is the number of estimates that a step
-    averages (`datamodules.Toy`).
+    - "squares": $f(z) = \sum_j (z_j - t)^2$, with expectation $\sum_j k_j \mu_j^2 + (k_j \mu_j - t)^2$. The infimum 0
+      belongs to the point mass at t, which the variables approach with mean $k \mu = t$ as k grows without bound. At a
+      given k the minimum is $t^2 / (k + 1)$ per variable, at $\mu = t / (k + 1)$.
+    - "exponentials": $f(z) = \sum_j e^{-t z_j}$, with expectation $\sum_j (1 + t \mu_j)^{-k_j}$. The infimum 0 belongs
+      to the point mass at infinity, which the variables approach as k or μ grows.
 
-    Logged besides what `EstimatorModule` logs: `val/loss` and `test/loss`, the exact expectation; and, every
-    `Trainer(log_every_n_steps)` batches, at the parameters the step starts from (those from `toy/log_variance` to
-    `toy/angle` from `num_draws` fresh estimates, which leave training as it is):
+    Here μ is the *scale*, while torch's `Gamma` takes the rate 1/μ. The costs are `objectives`, so that stochastic
+    backpropagation sums its series in closed form. Only the length of the batch matters, not its content: it is the
+    number of estimates that a step averages (`datamodules.Toy`).
+
+    Besides what `EstimatorModule` logs, `val/loss` and `test/loss` are the exact expectation. The following figures are
+    logged every `Trainer(log_every_n_steps)` batches, at the parameters from which the step starts. Those from
+    `toy/log_variance` to `toy/angle` are computed from `num_draws` fresh estimates, which do not affect training.
 
     - `toy/loss`: the exact expectation.
     - `toy/minimum`: its infimum, 0.
     - `toy/mean`: mean of z, averaged over variables.
     - `toy/minimiser`: the mean of z at the infimum: t for "squares", inf for "exponentials".
     - `toy/deviation`: standard deviation of z, averaged over variables; 0 at the infimum of "squares".
-    - `toy/gradient`: exact derivative of the loss in a parameter (log shape or log scale), mean over parameters.
-    - `toy/log_variance`: natural logarithm of the sample variance of one estimate of the gradient (one example, one
-      parameter), averaged over parameters.
+    - `toy/gradient`: exact derivative of the loss with respect to log shapes and log scales, mean over all of them.
+    - `toy/log_variance`: natural logarithm of the sample variance of a single estimate of the gradient (one example,
+      one parameter), averaged over parameters before the logarithm is taken.
     - `toy/bias`: mean estimate minus exact derivative, averaged over parameters.
     - `toy/bias_z`: root mean square over parameters of the bias in units of its standard error: about 1 if unbiased.
-    - `toy/angle`: mean angle between one estimate and the exact gradient in degrees.
+    - `toy/angle`: mean angle in degrees between a single estimate and the exact gradient.
 
     Args:
         estimator: Estimates the gradient.
-        problem: Which f.
-        target: t, positive.
-        num_latents: d.
-        shape: k that every variable starts from.
-        scale: μ that every variable starts from.
-        num_draws: Fresh estimates behind the logged statistics, at least 2.
+        problem: Which f: "squares" or "exponentials".
+        target: The number t, positive.
+        num_latents: The number d of variables.
+        shape: Initial shape k of every variable.
+        scale: Initial scale μ of every variable.
+        num_draws: Number of fresh estimates behind the logged statistics, at least 2.
         **training: Optimizers and their schedulers, see `EstimatorModule`.
 
     Raises:
         TypeError: The estimator does not support gamma variables.
-        ValueError: A number or a name is impossible.
+        ValueError: A number is out of range, or the problem is unknown.
 
-    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, 6.1, Figures 1 and 2 (t = .49, d = 1, 10,
-    100, Adam at 1e-3; where the variables start is not said).
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, section 6.1, Figures 1 and 2,
+    https://hal.science/hal-02968975 (t = .49; d = 1, 10, 100; Adam with learning rate 1e-3; the paper does not say
+    where the variables start).
 
     Example:
         >>> import torch
@@ -104,26 +107,26 @@ class GammaToyModel(ExactProblem):
         return self.log_shape, self.log_scale
 
     def q(self, *parameters: Tensor) -> Distribution:
-        """Return gamma variables of these log shapes and log scales."""
+        """Return independent gamma variables with these log shapes and log scales."""
         log_shape, log_scale = parameters
         return Independent(Gamma(log_shape.exp(), (-log_scale).exp(), validate_args=False), 1, validate_args=False)
 
     def cost(self) -> Objective:
-        """Return f."""
+        """Return the cost f."""
         return SquaredCost(self.target) if self.problem == "squares" else ExponentialCost(-self.target)
 
     def exact_loss(self) -> Tensor:
-        """Return the expectation, a scalar without gradient."""
+        """Return the exact expectation, a scalar without gradient."""
         k, mu = self._shape_and_scale()
         if self.problem == "squares":
             return (k * mu.square() + (k * mu - self.target).square()).sum()
         return torch.exp(-k * torch.log1p(self.target * mu)).sum()
 
     def exact_gradient(self) -> Tensor:
-        """Return the derivatives of the expectation, first all in log shape, then all in log scale."""
+        """Return the exact derivatives of the expectation: all with respect to log shape, then all to log scale."""
         k, mu = self._shape_and_scale()
         if self.problem == "squares":
-            in_mean = 2 * k * mu * (k * mu - self.target)  # of the second term, in the logarithm of the mean
+            in_mean = 2 * k * mu * (k * mu - self.target)  # derivative of the second term in log(k μ)
             return torch.cat([k * mu.square() + in_mean, 2 * k * mu.square() + in_mean])
         log_base = torch.log1p(self.target * mu)
         return -torch.cat([log_base, self.target * mu / (1 + self.target * mu)]) * (
@@ -131,7 +134,7 @@ class GammaToyModel(ExactProblem):
         ).repeat(2)
 
     def figures(self) -> dict[str, Tensor]:
-        """Return all logged figures by the name they are logged under after `toy/`."""
+        """Return all logged figures, by name without the prefix `toy/`."""
         k, mu = self._shape_and_scale()
         return {
             **super().figures(),
@@ -142,7 +145,7 @@ class GammaToyModel(ExactProblem):
         }
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Return shapes k and scales μ, one row per row of the batch, each `(B, num_latents)`."""
+        """Return shapes k and scales μ, repeated for each row of the batch, each of shape `(B, num_latents)`."""
         k, mu = self._shape_and_scale()
         return k.expand(len(batch), -1), mu.expand(len(batch), -1)
 

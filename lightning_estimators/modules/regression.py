@@ -23,56 +23,60 @@ __all__ = ["BayesianLogisticRegression"]
 FAMILIES: dict[str, type[Laplace] | type[Normal]] = {"laplace": Laplace, "normal": Normal}
 
 MAX_ELEMENTS = 2**24
-"""Logits held at once in evaluation: 64 MiB in float32."""
+"""Most logits that evaluation holds in memory at once: 64 MiB in float32."""
 
 
 class BayesianLogisticRegression(EstimatorModule):
     r"""Fits $q(w) = \prod_j q(w_j)$ to the posterior of the weights of $p(y|x, w) = \sigma(y\, x^T w)$, y ∈ {−1, 1}.
 
-    Minimises the negative ELBO of the training set of N examples, estimated from minibatches of B,
+    Minimises the negative ELBO of the training set of N examples, estimated from minibatches of B examples,
 
     $$-\mathrm{ELBO} = N\, E_q\Big[\frac1B \sum_{n=1}^B -\log\sigma(y_n x_n^T w)\Big] + D_{KL}[q(w) \| p(w)],$$
 
-    in nats of the whole training set. The estimator takes one expectation over one weight vector, shared by the
-    minibatch: `q.batch_shape` is `()`, and the cost, in brackets, is a scaled `BernoulliLinear`, so that coordinate
-    changes, slopes and derivatives of any order are matrix products. The KL divergence is in closed form for every pair
-    of families.
+    in nats of the whole training set. The estimator takes a single expectation, over one weight vector that all
+    examples of the minibatch share: `q.batch_shape` is `()`. The cost, in brackets, is a scaled `BernoulliLinear`, so
+    that coordinate changes, slopes and derivatives of any order are matrix products. The KL divergence is computed in
+    closed form for every pair of families.
 
-    Logged besides what `EstimatorModule` logs (`train/loss` is the negative ELBO). ELBOs are in nats of a whole data
-    set, and expectations over w are averages over `eval_samples` draws of q:
+    The following is logged besides what `EstimatorModule` logs (where `train/loss` is the negative ELBO). ELBOs are in
+    nats of a whole data set, and expectations over w are averages over `eval_samples` draws from q.
 
     - `val/elbo`, `test/elbo`: N times the mean log-likelihood of the split's examples, minus the KL divergence, so that
-      they compare with `-train/loss`.
+      they can be compared with `-train/loss`.
     - `val/accuracy`, `test/accuracy`: share of the split's examples whose label has predictive probability above 1/2.
-    - `whole/elbo`, `whole/accuracy`: of the second loader of validation and of test, if there is one, which is taken to
-      be all the data there is (`datamodules.BreastCancer` does so). This ELBO is the lower bound on the evidence of
-      just these examples: the sum, not N times the mean, of their log-likelihoods, minus the KL divergence.
+    - `whole/elbo`, `whole/accuracy`: the same for the second loader of validation and of test, if there is one. It is
+      taken to hold the whole data set (as that of `datamodules.BreastCancer` does), so this ELBO is the lower bound on
+      the evidence of just these examples: the sum, not N times the mean, of their log-likelihoods, minus the KL
+      divergence.
 
-    The paper's regression has no intercept. With `bias=True` there is one, as one more weight with the same prior: the
-    last entry of `loc` and `log_scale`.
+    The regression of Echraibi et al. (2020) has no intercept. With `bias=True` there is one, as an additional weight
+    with the same prior: the last entry of `loc` and `log_scale`.
 
     The scales start at `initial_scale`, below those of the posterior. The series form of `StochasticBackprop` needs
-    that: its terms grow like $(b_j x_{nj})^{2n}$, and with 12 standard deviations in the data (breast cancer has them)
-    and b = 1, order 8 is nothing but noise in the scales. Other estimators start anywhere.
+    this: its terms grow like $(b_j x_{nj})^{2n}$ in the scale $b_j$ of weight j, so where features reach 12 standard
+    deviations, as in the breast cancer data, and b = 1, order 8 yields nothing but noise for the gradient of the
+    scales. Other estimators may start anywhere.
 
     Args:
-        estimator: Takes the expectation; 50 samples are the paper's choice (`num_samples` of the estimator).
-        num_features: D, length of x.
-        num_data: N; None asks the datamodule for `train_size` whenever training starts.
+        estimator: Estimates the expectation and its gradient; Echraibi et al. (2020) use 50 samples (`num_samples` of
+            the estimator).
+        num_features: Length of x.
+        num_data: Number N of training examples; if None, the datamodule's `train_size` is read whenever training
+            starts.
         prior: Family of the prior of each weight, of location 0: "laplace" or "normal".
         prior_scale: Scale of the prior.
         posterior: Family of q: "laplace" or "normal".
-        initial_scale: Where the scales of q start, in units of the prior's; locations start at 0.
+        initial_scale: Initial scale of every weight in q, in units of the prior's scale; locations start at 0.
         bias: Whether to add an intercept.
-        eval_samples: Draws of w for validation, test and prediction.
+        eval_samples: Number of draws of w in validation, test and prediction.
         **training: Optimizers and their schedulers, see `EstimatorModule`.
 
     Raises:
         TypeError: The estimator does not support the posterior.
-        ValueError: A name or a number is impossible.
+        ValueError: A name is unknown or a number is out of range.
 
-    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, 6.2, eqs. 27–29 (eq. 29 is the KL
-    divergence for a prior scale of 1).
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, section 6.2, eqs. 27–29 (eq. 29 is the KL
+    divergence for a prior scale of 1), https://hal.science/hal-02968975.
 
     Example:
         >>> import torch
@@ -118,7 +122,7 @@ class BayesianLogisticRegression(EstimatorModule):
         num_weights = num_features + int(bias)
         self.loc = nn.Parameter(torch.zeros(num_weights))
         self.log_scale = nn.Parameter(torch.full((num_weights,), math.log(initial_scale * prior_scale)))
-        # Part of the state, so that a checkpoint can be tested without the training set; 0 while unknown.
+        # N; 0 while unknown. A buffer, so that a model loaded from a checkpoint can be tested without the training set.
         self.register_buffer("data_size", torch.tensor(num_data or 0))
         self.estimator = estimator
         self.estimator.prepare(self.weights())
@@ -126,7 +130,7 @@ class BayesianLogisticRegression(EstimatorModule):
         self.accuracy = nn.ModuleDict({name: BinaryAccuracy() for name in self.elbo})
 
     def setup(self, stage: str) -> None:
-        """Take N from the datamodule, unless it was given; refuse one with another number of features."""
+        """Read N from the datamodule unless it was given, and refuse data with another number of features."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         features = getattr(data, "num_features", self.num_features)
@@ -148,7 +152,7 @@ class BayesianLogisticRegression(EstimatorModule):
             )
 
     def weights(self) -> Distribution:
-        """Return q(w), attached to the parameters: batch_shape `()`, event_shape `(num_features + bias,)`."""
+        """Return q(w), attached to the graph, of batch_shape `()` and event_shape `(num_features + bias,)`."""
         return Independent(FAMILIES[self.posterior](self.loc, self.log_scale.exp(), validate_args=False), 1)
 
     def kl(self) -> Tensor:
@@ -164,22 +168,22 @@ class BayesianLogisticRegression(EstimatorModule):
             batch: x, shape `(B, num_features)`, and y in {−1, 1}, shape `(B,)`.
 
         Returns:
-            Tensor of shape `(B,)` of B equal entries: the minibatch shares one draw of the weights, and its sum of
-            log-likelihoods is the cost of that draw.
+            Tensor of shape `(B,)` whose entries are all equal, since the cost of a draw of the weights is a sum over
+            the whole minibatch.
         """
         x, y = self._checked(batch)
         if int(self.data_size) == 0:
             raise ValueError("BayesianLogisticRegression does not know the size of the training set: give num_data.")
-        # The mean, so that what estimators learn of the cost holds for an incomplete batch.
+        # The mean, not the sum, so that what estimators learn about the cost also holds for a smaller last batch.
         cost = Scaled(BernoulliLinear(self._design(x), None, target=(y + 1) / 2), 1 / len(y))
         expected: Tensor = self.estimator(self.weights(), cost)
         return (self.data_size * expected + self.kl()).expand(len(y))
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the predictive probability of y = 1 and the expected log-likelihood of y, each `(B,)`.
+        """Return the predictive probability of y = 1 and the expected log-likelihood of y, each of shape `(B,)`.
 
-        Both are averages over the same `eval_samples` draws of w, in chunks of bounded memory.
+        Both are averages over the same `eval_samples` draws of w, which are made in chunks of bounded memory.
 
         Args:
             x: Features, shape `(B, num_features)`.
@@ -197,15 +201,15 @@ class BayesianLogisticRegression(EstimatorModule):
         return probability / self.eval_samples, log_likelihood / self.eval_samples
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log `val/elbo` and `val/accuracy` (loader 0), or those of the whole data (loader 1)."""
+        """Log `val/elbo` and `val/accuracy` (loader 0), or `whole/elbo` and `whole/accuracy` (loader 1)."""
         self._evaluation_step("whole" if dataloader_idx else "val", batch)
 
     def test_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log `test/elbo` and `test/accuracy` (loader 0), or those of the whole data (loader 1)."""
+        """Log `test/elbo` and `test/accuracy` (loader 0), or `whole/elbo` and `whole/accuracy` (loader 1)."""
         self._evaluation_step("whole" if dataloader_idx else "test", batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the predictive probability of y = 1, `(B,)`, for a batch `(x, y)` or x alone."""
+        """Return the predictive probability of y = 1, shape `(B,)`, for a batch `(x, y)` or x alone."""
         return self.evaluate(batch if isinstance(batch, Tensor) else batch[0])[0]
 
     def _evaluation_step(self, name: str, batch: Sequence[Tensor]) -> None:
@@ -242,7 +246,7 @@ class BayesianLogisticRegression(EstimatorModule):
         return x, y
 
     def _design(self, x: Tensor) -> Tensor:
-        """Append the intercept's column."""
+        """Return x as a design matrix: checked, and with a column of ones if there is an intercept."""
         if x.ndim != 2 or x.shape[1] != self.num_features:
             raise ValueError(
                 f"BayesianLogisticRegression(num_features={self.num_features}) expects x of shape "

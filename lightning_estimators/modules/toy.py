@@ -1,4 +1,4 @@
-"""The smallest problem on which estimators differ."""
+"""The toy problem of Bernoulli variables: the smallest on which estimators for discrete latents differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["HasControlVariate", "ToyModel"]
 
 @runtime_checkable
 class HasControlVariate(Protocol):
-    """An estimator whose relaxation of the cost can be drawn."""
+    """An estimator with a control variate, the relaxation of the cost, that can be drawn."""
 
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
         """Return the relaxation of f at raw z, shape of z without its event axes (see `estimators.ControlVariate`)."""
@@ -30,42 +30,46 @@ class HasControlVariate(Protocol):
 class ToyModel(ExactProblem):
     r"""Minimises $E\big[\frac1D \sum_d (b_d - t)^2\big]$ over the logits of D independent Bernoulli variables.
 
-    The logits start at 0, and each variable has its own; with the mean over variables the loss has the same scale for
-    any D. The optimum puts every probability θ at 0 if t < 1/2 and at 1 if t > 1/2. Near t = 1/2 both outcomes cost
-    almost the same: at t = .499 the gradient starts at .0005, and one estimate by the plain score function is about
-    ±.125. Of the batch only the length matters: it is the number of estimates that a step averages (`datamodules.Toy`).
+    Each variable has a logit of its own, which starts at 0; thanks to the mean over variables the loss has the same
+    scale for any D. The optimum puts every probability θ at 0 if t < 1/2 and at 1 if t > 1/2. Near t = 1/2 both
+    outcomes cost almost the same: at t = .499 the gradient starts at .0005, while one estimate by the plain score
+    function is about ±.125. Only the length of the batch matters, not its content: it is the number of estimates that a
+    step averages (`datamodules.Toy`).
 
-    Logged besides what `EstimatorModule` logs: `val/loss` and `test/loss`, the exact expectation; and, every
-    `Trainer(log_every_n_steps)` batches, at the parameters the step starts from (the last four figures from `num_draws`
-    fresh estimates, which leave training as it is):
+    Besides what `EstimatorModule` logs, `val/loss` and `test/loss` are the exact expectation. The following figures are
+    logged every `Trainer(log_every_n_steps)` batches, at the parameters from which the step starts. The last four are
+    computed from `num_draws` fresh estimates, which do not affect training.
 
     - `toy/loss`: the exact expectation.
     - `toy/theta`: probability of b = 1, mean over variables.
-    - `toy/gradient`: exact derivative of the loss in the logits, mean over variables.
-    - `toy/log_variance`: natural logarithm of the sample variance of one estimate of the gradient (one example, one
-      variable), averaged over variables; for an exact estimator that of the smallest positive number, -87.
+    - `toy/gradient`: exact derivative of the loss with respect to the logits, mean over variables.
+    - `toy/log_variance`: natural logarithm of the sample variance of a single estimate of the gradient (one example,
+      one variable), averaged over variables before the logarithm is taken. For an exact estimator, whose variance is 0,
+      it is the logarithm of the smallest positive number (of float32 and not subnormal), -87.
     - `toy/bias`: mean estimate minus exact derivative, averaged over variables.
     - `toy/bias_z`: root mean square over variables of the bias in units of its standard error: about 1 if unbiased.
-    - `toy/angle`: mean angle between one estimate and the exact gradient in degrees; for one variable 180 times the
-      share of draws of the wrong sign.
+    - `toy/angle`: mean angle in degrees between a single estimate and the exact gradient; for one variable it is 180
+      times the share of estimates with the wrong sign.
 
-    Every `figure_every_n_epochs` epochs, and only if there is a TensorBoard logger and the estimator has a method
-    `control_variate` (see `HasControlVariate`), the figure `toy/relaxation`: the relaxation as a function of noise u
-    at the present θ, all variables given the same u, beside the cost of the sample it stands for.
+    Every `figure_every_n_epochs` epochs, if there is a TensorBoard logger and the estimator has a method
+    `control_variate` (see `HasControlVariate`), the figure `toy/relaxation` shows the relaxation as a function of the
+    noise u at the current θ, with the same u for all variables, beside the cost of the discrete sample at that u.
 
     Args:
         estimator: Estimates the gradient.
-        target: t.
-        num_latents: D.
-        num_draws: Fresh estimates behind the logged statistics, at least 2.
-        figure_every_n_epochs: Epochs between figures; 0 for none.
+        target: The number t.
+        num_latents: The number D of variables.
+        num_draws: Number of fresh estimates behind the logged statistics, at least 2.
+        figure_every_n_epochs: Epochs between figures; 0 for no figures.
         **training: Optimizers and their schedulers, see `EstimatorModule`.
 
     Raises:
         TypeError: The estimator does not support Bernoulli variables.
-        ValueError: A number is impossible.
+        ValueError: A number is too small.
 
-    Source: first paper, 5.1, Figures 1 and 2 (t = .499); Tucker et al. (2017), *REBAR* (t = .45).
+    Source: Grathwohl et al. (2018), *Backpropagation through the void*, section 5.1, and Figures 1 and 2 of its draft
+    (t = .499), https://arxiv.org/abs/1711.00123; Tucker et al. (2017), *REBAR: low-variance, unbiased gradient
+    estimates for discrete latent variable models* (t = .45), https://arxiv.org/abs/1703.07370.
 
     Example:
         >>> import torch
@@ -105,7 +109,7 @@ class ToyModel(ExactProblem):
         return (self.logits,)
 
     def q(self, *parameters: Tensor) -> Distribution:
-        """Return Bernoulli variables of these logits."""
+        """Return independent Bernoulli variables with these logits."""
         (logits,) = parameters
         return Independent(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
 
@@ -114,25 +118,25 @@ class ToyModel(ExactProblem):
         return Separable(lambda b: (b - self.target).square() / len(self.logits))
 
     def exact_loss(self) -> Tensor:
-        """Return the expectation, a scalar without gradient."""
+        """Return the exact expectation, a scalar without gradient."""
         p = self._probabilities()
         return (p * (1 - self.target) ** 2 + (1 - p) * self.target**2).mean()
 
     def exact_gradient(self) -> Tensor:
-        """Return the derivative of the expectation in the logits, shape `(num_latents,)`."""
+        """Return the exact derivative of the expectation with respect to the logits, shape `(num_latents,)`."""
         p = self._probabilities()
         return p * (1 - p) * (1 - 2 * self.target) / len(p)
 
     def figures(self) -> dict[str, Tensor]:
-        """Return all logged figures by the name they are logged under after `toy/`."""
+        """Return all logged figures, by name without the prefix `toy/`."""
         return {"theta": self._probabilities().mean(), **super().figures()}
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Return the probabilities θ, one row per row of the batch, `(B, num_latents)`."""
+        """Return the probabilities θ, repeated for each row of the batch, shape `(B, num_latents)`."""
         return self._probabilities().expand(len(batch), -1)
 
     def on_train_epoch_end(self) -> None:
-        """Draw the relaxation."""
+        """Log the figure `toy/relaxation` if it is due."""
         super().on_train_epoch_end()
         every = self.figure_every_n_epochs
         if every == 0 or self.current_epoch % every or not self.trainer.is_global_zero:
@@ -144,7 +148,10 @@ class ToyModel(ExactProblem):
                 writer.experiment.add_figure("toy/relaxation", figure, self.global_step)
 
     def relaxation_curve(self, points: int = 200) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return u, the relaxation there, and the cost of the sample there, each `(points,)`; None without one."""
+        """Return values of the noise u, and the relaxation and the cost of the discrete sample at each of them.
+
+        The three tensors have shape `(points,)`. If the estimator has no relaxation, the result is None.
+        """
         estimator = self._copy_of_estimator()
         if not isinstance(estimator, HasControlVariate):
             return None
@@ -156,7 +163,7 @@ class ToyModel(ExactProblem):
         return u, relaxed, self.cost()((z > 0).to(z.dtype))
 
     def relaxation_figure(self) -> Figure | None:
-        """Draw `relaxation_curve`; None if the estimator has no relaxation."""
+        """Plot `relaxation_curve`; return None if the estimator has no relaxation."""
         curve = self.relaxation_curve()
         if curve is None:
             return None
