@@ -183,9 +183,7 @@ def test_a_module_knows_that_a_command_line_builds_it():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cli = LightningCLI(Told, run=False, save_config_callback=None, args=options)
-    words = (
-        "LightningCLI hands its options over by other means: change private_api.given_by_command_line"
-    )
+    words = "LightningCLI hands its options over by other means: change private_api.given_by_command_line"
     assert cli.model.told, words
     assert not Told().told, words
 
