@@ -67,7 +67,7 @@ class Discrete(FitExperiment):
         "model": Axis(
             tuple(discrete_report.MODELS),
             ("bernoulli_linear", "categorical_nonlinear"),
-            "model, of configs/mnist_MODEL.yaml",
+            "model, of the configuration mnist_MODEL",
             tuple(discrete_report.MODELS),
         ),
         "data": Axis(("MNIST", "Omniglot"), ("Digits",), "data set", ("MNIST", "Omniglot", "Digits")),

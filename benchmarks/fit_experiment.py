@@ -20,12 +20,13 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers.logger import Logger
 
+import lightning_estimators
 from benchmarks.experiment import Curve, Experiment, Outcome, Value
 from lightning_estimators.cli import EstimatorCLI
 
 __all__ = ["CurveLogger", "FitExperiment", "KeepCurves", "Settings", "logged_curves"]
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(lightning_estimators.__file__).parent / "configs"
 
 Settings = dict[str, Any]
 """A part of a configuration file."""
@@ -34,7 +35,7 @@ Settings = dict[str, Any]
 class FitExperiment(Experiment):
     """An experiment whose runs are a `fit` of the package's command line, and an evaluation.
 
-    A run is `lightning-estimators fit --config configs/FILE.yaml --config run.yaml`, where `run.yaml`, written into the
+    A run is `lightning-estimators fit --config FILE --config run.yaml`, where `run.yaml`, written into the
     folder of the run, has what differs from the file. TensorBoard's events and the checkpoint from which an interrupted
     run continues lie beside it.
 
@@ -50,7 +51,7 @@ class FitExperiment(Experiment):
 
     @abstractmethod
     def config(self, settings: Mapping[str, Value]) -> str:
-        """Return the name of a file in `configs/`."""
+        """Return the name of a file in `lightning_estimators/configs/`."""
 
     @abstractmethod
     def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import tempfile
-from functools import cached_property
+import time
+import traceback
 from pathlib import Path
-from typing import Any, Union, get_args
+from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -20,168 +23,152 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 # Imports are the registry: whatever is imported has a short name on the command line.
-from lightning_estimators import baselines, networks  # noqa: F401
+from lightning_estimators import baselines, datamodules, estimators, networks, schedulers  # noqa: F401
 from lightning_estimators.callbacks import Reconstructions
-from lightning_estimators.commandline.checkpoints import checkpoint_path, saved_configuration
+from lightning_estimators.checkpoints import check_classes, class_paths, imported_class, read_checkpoint
+from lightning_estimators.commandline.checkpoints import find_checkpoint
 from lightning_estimators.commandline.overrides import Overrides
-from lightning_estimators.commandline.parser import Parser
-from lightning_estimators.commandline.refusals import is_refusal, root_cause
-from lightning_estimators.commandline.settings import (
-    Settings,
-    find_class,
-    for_named_classes,
-    peek,
-    rewrite_files,
-    same_class,
-)
-from lightning_estimators.configurable import import_path
-from lightning_estimators.datamodules import Digits
-from lightning_estimators.estimators import REBAR
-from lightning_estimators.modules import DiscreteLatentModel, EstimatorModule
+from lightning_estimators.commandline.parser import CONFIGS, Parser, arrange
+from lightning_estimators.commandline.run_logger import RunLogger
+from lightning_estimators.commandline.surroundings import check_surroundings
+from lightning_estimators.modules import EstimatorModule
 from lightning_estimators.modules.recorded import CHECKPOINT_KEY
+from lightning_estimators.private_api import whole_numbers_first
 
 __all__ = ["EstimatorCLI", "RunConfig", "main"]
 
-_REBAR = {"class_path": import_path(REBAR)}
-_ADAM = "torch.optim.Adam"
-
-DEFAULT_JOB: dict[str, Any] = {
-    "model": {
-        "class_path": import_path(DiscreteLatentModel),
-        "init_args": {
-            "estimator": _REBAR,
-            "num_latents": [64],
-            "optimizer": {"class_path": _ADAM, "init_args": {"lr": 1e-2}},
-            "surrogate_optimizer": {"class_path": _ADAM, "init_args": {"lr": 1e-1}},
-        },
-    },
-    "data": {"class_path": import_path(Digits), "init_args": {"binarization": "threshold"}},
-}
-"""What runs when neither model nor data are named: configs/digits.yaml, which an installed package does not have."""
-
-DEFAULT_CLASSES: dict[str, Any] = {
-    "model": {"class_path": import_path(DiscreteLatentModel), "init_args": {"estimator": _REBAR}},
-    "data": {"class_path": import_path(Digits), "init_args": {}},
-}
-"""What stands in for the other when one of them is named: the class with its own defaults."""
-
 
 class RunConfig(SaveConfigCallback):
-    """Writes the configuration of the run where its logs go, and into its checkpoints.
-
-    Without a logger there is no folder of the run, and no file is written. From a checkpoint, `validate`, `test`,
-    `predict` and a resumed `fit` take the model, the data and the seed, unless the command line says otherwise.
-    """
+    """Writes the configuration of the run where its logs go, and what a checkpoint would not know into checkpoints."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write config.yaml."""
-        if trainer.loggers:
+        """Write config.yaml, if there is a logger that keeps files."""
+        self.started = time.time_ns()
+        if trainer.loggers and trainer.log_dir is not None:
             super().setup(trainer, pl_module, stage)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Settings) -> None:
-        """Keep the options of model and data, and the seed."""
-        checkpoint[CHECKPOINT_KEY] = dict(self._kept)
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Begin after the run that is resumed, whatever the clock says."""
+        self.started = max(self.started, checkpoint.get(CHECKPOINT_KEY, {}).get("started", 0) + 1)
 
-    @cached_property
-    def _kept(self) -> Settings:
-        # Once per run: writing the options down takes longer than an epoch of a small job.
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        names = ("model", "data", "seed_everything")
-        return {name: config[name] for name in names if config.get(name) is not None}
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the options of the data, the seed, and when the run began; those of the model are kept by itself."""
+        if not hasattr(self, "kept"):  # writing options down takes longer than an epoch of a small job
+            written = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+            self.kept = {name: written[name] for name in ("data", "seed_everything") if written.get(name) is not None}
+        checkpoint[CHECKPOINT_KEY] = self.kept | {"started": self.started}
 
 
 class EstimatorCLI(LightningCLI):
     """Trains, validates, tests and predicts from the command line; see `main`.
 
-    What differs from Lightning's own: defaults that make a complete job; checkpoints, which are found in a new process
-    and of which model, data and seed are defaults that configuration files and options override; a log folder that
-    cannot be written is refused before training; messages. `EstimatorCLI(args=[...])` keeps `trainer`, `model` and
-    `datamodule` for a notebook to look at.
+    What differs from Lightning's own: a job that is complete without options; checkpoints, which are found in a new
+    process, and whose model, data and seed are defaults that environment variables, configuration files and options
+    override, in this order; nothing runs because a checkpoint or a configuration names it; a log folder that cannot be
+    written is refused before training. `EstimatorCLI(args=[...])` keeps `trainer`, `model` and `datamodule`.
 
     Args:
         args: Like the words of the command line; None takes those of the process.
+        run: Whether the first word is a subcommand to run. Otherwise everything is built, and nothing is run.
     """
 
-    def __init__(self, args: ArgsType = None) -> None:
+    def __init__(self, args: ArgsType = None, *, run: bool = True) -> None:
+        common = {"allow_abbrev": False}
         super().__init__(
             EstimatorModule,
             LightningDataModule,
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"max_epochs": 200, "log_every_n_steps": 10},  # Digits: 2800 steps, 14 to an epoch
-            seed_everything_default=0,  # a rerun, and a resumed run, draw the same noise
-            parser_kwargs={"prog": "lightning-estimators", "allow_abbrev": False}
-            | {name: {"allow_abbrev": False} for name in self.subcommands()},
+            parser_kwargs={"prog": "lightning-estimators", **common} | dict.fromkeys(self.subcommands(), common),
             parser_class=Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=args,
+            run=run,
             auto_configure_optimizers=False,
         )
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the checkpoint's options; tell models that ask for it the shape of the images."""
+    def setup_parser(self, add_subcommands: bool, main_kwargs: Any, subparser_kwargs: Any) -> None:  # noqa: FBT001
+        """Build two parsers: the real one, and one for which model and data may be anything, to be asked first."""
+        self.parsers: list[Parser] = []
+        self._sketches = True
+        super().setup_parser(add_subcommands, main_kwargs | {"exit_on_error": False}, subparser_kwargs)
+        self.sketch, self.parsers, self._sketches = self.parser, [], False
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the arguments of Trainer, model and data."""
+        if not self._sketches:
+            return super().add_core_arguments_to_parser(parser)
+        parser.add_lightning_class_args(Trainer, "trainer")
+        for name in ("model", "data"):
+            parser.add_argument(f"--{name}", type=Any, sub_configs=True)
+
+    def add_arguments_to_parser(self, parser: Parser) -> None:  # type: ignore[override]  # the parser_class above
+        """Add the options of checkpoints; tell models that ask for it the shape of the images."""
         parser.add_class_arguments(ModelCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
-        parser.set_defaults({"checkpoint.save_last": True})
-        for action in parser._actions:
-            # `Optional[Union[int, float]]` is `Optional[Union[float, int]]` if somebody wrote that first, and 1 batch
-            # then becomes 1.0, all batches.
-            if set(get_args(getattr(action, "_typehint", None))) == {int, float, type(None)}:
-                action._typehint = Union[int, float, None]  # type: ignore[attr-defined]  # noqa: UP007
-        parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
+        parser.add_argument(
+            "--trust_checkpoint", type=bool, default=False, help="Import whatever classes the checkpoint names."
+        )
+        whole_numbers_first(parser)
+        job = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
+        if not self._sketches:
+            parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
+            parser.job = {name: job[name] for name in ("model", "data")}
+        parser.set_defaults({name: value for name, value in job.items() if name not in ("model", "data")})
+        self.parsers.append(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse with defaults < checkpoint < configuration files < options."""
-        given = sys.argv[1:] if args is None else args
-        self._overrides: Overrides | None = None
-        subcommand, settings = peek(given, tuple(self.subcommands()))
-        if subcommand is not None:
-            own = self._subcommand_parsers[subcommand]
-            try:
-                path = checkpoint_path(settings)
-                saved = saved_configuration(path) if path is not None and os.path.isfile(path) else {}
-            except (OSError, ValueError) as error:
-                own.error(str(error))
-            named = settings.get("model") is not None or settings.get("data") is not None
-            defaults = (DEFAULT_CLASSES if named else DEFAULT_JOB) | saved
-            for name in ("model", "data"):
-                default = for_named_classes({name: defaults[name]}, settings, keep=False)[name]
-                # What the data tells the model is not an option.
-                told = ("image_shape",) if name == "model" else ()
-                default["init_args"] = {k: v for k, v in default["init_args"].items() if k not in told}
-                if settings.get(name) is None or same_class(settings[name], default["class_path"]):
-                    own.set_defaults({name: default})
-            given = rewrite_files(given, settings)
-            if "seed_everything" in saved:
-                own.set_defaults({"seed_everything": saved["seed_everything"]})
-        self.config = parser.parse_object(given) if isinstance(given, (dict, Namespace)) else parser.parse_args(given)
-        if subcommand is None:
-            return
-        self.config[subcommand]["ckpt_path"] = path
-        if subcommand == "fit" and "model" in saved:
-            wanted = yaml.safe_load(own.dump(self.config[subcommand], skip_none=False))["model"]
-            if wanted["class_path"] == saved["model"]["class_path"]:
-                try:
-                    self._overrides = Overrides(saved["model"]["init_args"], wanted["init_args"])
-                except ValueError as error:
-                    own.error(str(error))
-        data = self.config[subcommand].get("data.class_path")
-        if "model.image_shape" in settings and hasattr(find_class(data), "image_shape"):
-            own.error(f"--model.image_shape: {data} says what it is; leave it out.")
+        """Parse: default job < checkpoint < environment variables < configuration files < options."""
+        words: Any = sys.argv[1:] if args is None else args
+        if not isinstance(words, dict | Namespace):
+            words = arrange(words, list(self.subcommands()))
+        asked, problem = self._sketch_of(words)
+        subcommand = asked.get("subcommand")
+        own = next(one for one in self.parsers if getattr(one, "subcommand", None) == subcommand or not subcommand)
+        asked = asked[subcommand] if subcommand else asked
+        for name in ("model", "data"):
+            if _class_in(asked.get(name)):
+                own.job.pop(name, None)
+        try:
+            self.checkpoint = self._checkpoint_of(subcommand, asked, own)
+        except (OSError, ValueError) as error:
+            own.error(str(error))
+        parse = parser.parse_object if isinstance(words, dict | Namespace) else parser.parse_args
+        self.config = parse(words)
+        if problem is not None:
+            own.error(str(problem))
+        config = self.config[subcommand] if subcommand else self.config
+        for path in class_paths(config.as_dict()):
+            if imported_class(path) is None:
+                own.error(f"{path} is given as a class to build, and is none.")
+        if any(str(word).startswith("--model.image_shape") for word in words):
+            data = imported_class(config["data"]["class_path"])
+            if data is not None and hasattr(data, "image_shape"):
+                own.error(f"--model.image_shape: {data.__name__} says what it is; leave it out.")
+        if subcommand:
+            config["ckpt_path"] = None  # until Lightning has passed the point where it reads options from it itself
+        if config["seed_everything"] is True:
+            config["seed_everything"] = _drawn_seed(own)
 
-    def _parse_ckpt_path(self) -> None:
-        """Do nothing: here Lightning lets the checkpoint override the command line."""
+    def before_instantiate_classes(self) -> None:
+        """Hand the checkpoint over to the Trainer."""
+        if self.subcommand:
+            config = self.config[self.subcommand]
+            config["ckpt_path"] = self.checkpoint
+            config["weights_only"] = config["weights_only"] is not False  # Lightning would unpickle what a URL sends
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the default logger and callbacks, once its folders can be written."""
-        settings = self._get(self.config_init, "trainer")
-        if self.subcommand != "fit" and not self._get(self.config, "ckpt_path"):
+        options = self.config_init[self.subcommand] if self.subcommand else self.config_init
+        asked = self.config[self.subcommand] if self.subcommand else self.config
+        settings = options["trainer"]
+        if self.subcommand in ("validate", "test", "predict") and not self.checkpoint:
             rank_zero_warn(f"`{self.subcommand}` without --ckpt_path sees a model that was never trained.")
-        root = settings["default_root_dir"] or os.getcwd()
+        root = os.path.expanduser(settings["default_root_dir"] or os.getcwd())
         logger = settings["logger"]
         if not settings["barebones"] and (logger is None or logger is True):
-            # As Lightning's default, but for a metric named hp_metric of which nobody asked.
-            logger = TensorBoardLogger(root, version=SLURMEnvironment.job_id(), default_hp_metric=False)
+            logger = RunLogger(root, version=SLURMEnvironment.job_id(), default_hp_metric=False)
         loggers = [one for one in (logger if isinstance(logger, list) else [logger]) if isinstance(one, Logger)]
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
@@ -191,16 +178,17 @@ class EstimatorCLI(LightningCLI):
             tensorboard = any(isinstance(one, TensorBoardLogger) for one in loggers)
             if tensorboard and draws and hasattr(self.datamodule, "image_shape"):
                 callbacks.append(Reconstructions(every_n_epochs=10))
-        if self._overrides is not None:
-            callbacks.append(self._overrides)
-        checkpoint = self._get(self.config_init, "checkpoint")
+        if self.subcommand == "fit" and self.checkpoint:
+            callbacks.append(Overrides())
         saves = settings["enable_checkpointing"] is not False and not settings["barebones"]
-        if saves and not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
-            callbacks.append(checkpoint)
+        own = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+        # Beside a ModelCheckpoint in a configuration, only one that was asked for.
+        if saves and not (own and asked["checkpoint"] == self.parsers[0].get_defaults()["checkpoint"]):
+            callbacks.append(options["checkpoint"])
         if not settings["fast_dev_run"]:
             folders = {one.save_dir for one in loggers}
             if saves and self.subcommand == "fit":
-                folders.add(checkpoint.dirpath or (None if loggers else root))
+                folders.add(options["checkpoint"].dirpath or (None if loggers else root))
             for folder in sorted(str(folder) for folder in folders if folder is not None):
                 self._check_writable(folder)
         return super().instantiate_trainer(logger=logger, callbacks=callbacks, **kwargs)
@@ -214,19 +202,84 @@ class EstimatorCLI(LightningCLI):
             torch.save(predictions, path)
             rank_zero_info(f"Predictions, one entry per batch, are in {path}")
 
+    def _sketch_of(self, words: Any) -> tuple[Namespace, ArgumentError | None]:
+        """Options but for those inside model and data, and what is wrong with them."""
+        try:
+            if isinstance(words, dict | Namespace):
+                return self.sketch.parse_object(words), None
+            kept, inside = [], False
+            for word in words:
+                inside = word.startswith(("--model.", "--data.", "--print_config")) or (inside and word[:2] != "--")
+                kept += [] if inside else [word]
+            if not any(word == "-h" or word.partition("=")[0].endswith("help") for word in words):
+                return self.sketch.parse_args(kept), None
+        except ArgumentError as error:
+            return _NOTHING, error
+        return _NOTHING, None
+
+    def _checkpoint_of(self, subcommand: str | None, asked: Namespace, parser: Parser) -> str | None:
+        """Return the path of the checkpoint, and let the job be the one that it keeps."""
+        path: Any = asked.get("ckpt_path")
+        if path in ("last", "best"):
+            try:
+                trainer, options = asked.trainer.as_dict(), asked.checkpoint.as_dict()
+                path = find_checkpoint(path, trainer, options, elsewhere=subcommand != "fit")
+            except FileNotFoundError as error:
+                if subcommand != "fit" or path != "last":
+                    raise
+                rank_zero_info(f"{error} Beginning anew.")
+                return None
+        if not path or path == "hpc" or str(path).startswith("registry"):
+            return path or None
+        checkpoint = read_checkpoint(path, weights_only=asked.get("weights_only") is not False)
+        arguments = dict(checkpoint.get("hyper_parameters") or {})
+        arguments.pop("_instantiator", None)
+        kept = checkpoint.get(CHECKPOINT_KEY, {})
+        saved = {"model": {"class_path": arguments.pop("_class_path", None), "init_args": arguments}}
+        saved["data"] = dict(kept.get("data") or {})
+        named = {_class_in(asked.get(name)) for name in saved}
+        trusted = {"*"} if asked.get("trust_checkpoint") else {str(name).partition(".")[0] for name in named}
+        for name, value in saved.items():
+            given = _class_in(asked.get(name))
+            # What is named in its place may be the same class, moved or renamed.
+            check_classes(value.get("init_args") if given else value, trusted)
+            if value.get("class_path"):
+                parser.job[name] = value
+        if "seed_everything" in kept:
+            parser.set_defaults({"seed_everything": kept["seed_everything"]})
+        return str(path)
+
     def _check_writable(self, folder: str) -> None:
         if "://" in folder:
             return
         try:
+            folder = os.path.expanduser(folder)
             os.makedirs(folder, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            self._parser(self.subcommand).error(
+            self.parser.error(
                 f"the folder for logs and checkpoints cannot be written: {folder} ({error.strerror}). Give another "
                 "with --trainer.default_root_dir, or write none with --trainer.logger false "
                 "--trainer.enable_checkpointing false."
             )
+
+
+_NOTHING = Namespace()  # type: ignore[no-untyped-call]  # jsonargparse has no types
+
+
+def _class_in(value: Any) -> str | None:
+    """The class that an option names, if it does."""
+    return value if isinstance(value, str) else value.get("class_path") if value else None
+
+
+def _drawn_seed(parser: Parser) -> int:
+    """A seed, which is the same on all processes that Lightning starts."""
+    if (seed := os.environ.get("PL_GLOBAL_SEED")) and "LOCAL_RANK" in os.environ:
+        return int(seed)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        parser.error("--seed_everything true: processes that were started one by one cannot agree. Give a number.")
+    return random.SystemRandom().randrange(2**32)
 
 
 def main(args: ArgsType = None) -> None:
@@ -243,15 +296,30 @@ def main(args: ArgsType = None) -> None:
     Raises:
         SystemExit: With status 2, after one message, if what was asked for cannot be done.
     """
-    if args is None and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # the console script, unlike `python -m`, does not look there
     try:
+        check_surroundings()
+        if args is None and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # the console script, unlike `python -m`, does not look there
         EstimatorCLI(args)
-    except Exception as error:
-        root = root_cause(error)
-        if os.environ.get("JSONARGPARSE_DEBUG"):
-            raise
-        if not is_refusal(root):
-            raise root from None
-        print(f"error: {root}\n(JSONARGPARSE_DEBUG=1 shows where it was raised.)", file=sys.stderr)
+    except Exception as raised:
+        error: BaseException = raised
+        while error.__cause__ is not None and _raised_in(error).startswith("jsonargparse"):
+            error = error.__cause__  # what a constructor raised, without a listing of all types that were tried
+        if os.environ.get("JSONARGPARSE_DEBUG", "").lower() == "true" or not _is_refusal(error):
+            raise error from None
+        print(f"error: {error}\n(JSONARGPARSE_DEBUG=true shows where it was raised.)", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether it is about what was asked for; anything else is a bug to be traced."""
+    if isinstance(error, OSError) or str(error).startswith("Error(s) in loading state_dict"):
+        return True
+    purposeful = (ValueError, TypeError, FloatingPointError, RuntimeError, RecursionError, MisconfigurationException)
+    packages = ("lightning_estimators.", "lightning.", "torch.optim.", "jsonargparse.", "yaml.", "codecs")
+    return isinstance(error, purposeful) and f"{_raised_in(error)}.".startswith(packages)
+
+
+def _raised_in(error: BaseException) -> str:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", ""))

@@ -6,7 +6,7 @@ Each function has a test that fails in words when the library changes it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union, get_args
 
 import torch
 from torch import Tensor
@@ -15,9 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:  # estimators import this module, and they import torch only
     import lightning.pytorch as pl
+    from jsonargparse import ArgumentParser
 
 __all__ = [
     "backward_number",
+    "given_by_command_line",
     "has_probabilities",
     "inside_data_parallel_forward",
     "is_compilation_disabled",
@@ -26,6 +28,7 @@ __all__ = [
     "set_logged_step",
     "unvalidated_one_hot_categorical",
     "version",
+    "whole_numbers_first",
 ]
 
 
@@ -100,3 +103,24 @@ def set_logged_step(trainer: pl.Trainer, step: int) -> None:
         step: Optimizer steps taken.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
+
+
+def given_by_command_line() -> bool:
+    """Return whether a LightningCLI is building a module and hands its parsed options to `save_hyperparameters`."""
+    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+
+    return _given_hyperparameters.get() is not None
+
+
+def whole_numbers_first(parser: ArgumentParser) -> None:
+    """Let options that are a number of batches or a fraction of them read 1 as a number.
+
+    Python keeps one object for `Optional[Union[int, float]]` and `Optional[Union[float, int]]`, the one that was
+    written first in the process; with the latter 1 batch becomes 1.0, all batches.
+
+    Args:
+        parser: With all its options.
+    """
+    for action in parser._actions:
+        if set(get_args(getattr(action, "_typehint", None))) == {int, float, type(None)}:
+            action._typehint = Union[int, float, None]  # type: ignore[attr-defined]  # noqa: UP007

@@ -7,7 +7,7 @@ import yaml
 
 from lightning_estimators.cli import EstimatorCLI, main
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "lightning_estimators" / "configs").glob("*.yaml"))
 FEW = ["--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu"]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 

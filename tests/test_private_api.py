@@ -1,10 +1,13 @@
 """Each private access to another library still means what the package takes it for."""
 
 import warnings
+from typing import Optional, Union
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers.logger import Logger
 from torch.distributions import OneHotCategorical
@@ -168,3 +171,29 @@ def test_changes_in_place_are_counted():
     assert private_api.version(tensor) > before, "tensors no longer count changes in place as `_version`"
     with torch.inference_mode():
         assert private_api.version(torch.zeros(1)) == 0
+
+
+def test_a_module_knows_that_a_command_line_builds_it():
+    class Told(BoringModel):
+        def __init__(self):
+            super().__init__()
+            self.told = private_api.given_by_command_line()
+
+    options = {"seed_everything": False, "trainer": {"accelerator": "cpu", "logger": False}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cli = LightningCLI(Told, run=False, save_config_callback=None, args=options)
+    words = "LightningCLI hands its options over by other means: change private_api.given_by_command_line"
+    assert cli.model.told, words
+    assert not Told().told, words
+
+
+def test_whole_numbers_are_not_read_as_fractions():
+    parser = ArgumentParser()
+    parser.add_argument("--batches", type=Optional[Union[float, int]])  # noqa: UP007, UP045  the order is the point
+    private_api.whole_numbers_first(parser)
+    read = [parser.parse_args([f"--batches={text}"]).batches for text in ("1", "0.5", "null")]
+    assert [(value, type(value)) for value in read] == [(1, int), (0.5, float), (None, type(None))], (
+        "the types of jsonargparse's options are no longer in parser._actions[...]._typehint: find where they are, and "
+        "change private_api.whole_numbers_first"
+    )

@@ -1,116 +1,110 @@
-"""Finding the checkpoints of earlier runs, and what they say of the model and data they were made of."""
+"""Finding the checkpoints of earlier runs."""
 
 from __future__ import annotations
 
 import os
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_estimators.commandline.settings import Settings
+from lightning_estimators.checkpoints import read_checkpoint
 from lightning_estimators.modules.recorded import CHECKPOINT_KEY
 
-__all__ = ["checkpoint_path", "find_checkpoint", "saved_configuration"]
+__all__ = ["find_checkpoint"]
 
 
-def checkpoint_path(settings: Settings) -> str | None:
-    """Return the file that `--ckpt_path` means, None without that option.
+def find_checkpoint(which: str, trainer: Mapping[str, Any], options: Mapping[str, Any], *, elsewhere: bool) -> str:
+    """Return the checkpoint that the newest run with this configuration saved last, or its best one.
 
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The newest run did not say what "best" means.
-    """
-    path = settings.get("ckpt_path")
-    if path in (None, "", "null"):
-        return None
-    if path in ("last", "best"):
-        named = ("trainer.default_root_dir", "trainer.logger.save_dir", "checkpoint.dirpath")
-        folders = [settings[name] for name in named if settings.get(name) not in (None, "null")]
-        # With a folder of its own for the logger, the root may still hold the checkpoints of runs without one.
-        return str(find_checkpoint(str(path), folders or [Path.cwd()]))
-    if path != "hpc" and "://" not in str(path) and not str(path).startswith("registry") and not os.path.isfile(path):
-        raise FileNotFoundError(f"--ckpt_path: there is no file {path}. Give the path of a checkpoint, last, or best.")
-    return str(path)
-
-
-def find_checkpoint(which: str, folders: Iterable[str | Path]) -> Path:
-    """Return the newest last (or the best) checkpoint under the folders runs are logged in.
+    The order of runs is that of their beginnings, which checkpoints keep; within a run, that of steps. So a copy of the
+    folder is as good as the folder. Files that are damaged are passed over with a warning.
 
     Args:
-        which: "last": the newest `last*.ckpt`. "best": the best one of the run that wrote that.
-        folders: Folders given to loggers and checkpoint callbacks.
+        which: "last" or "best".
+        trainer: Options of the Trainer.
+        options: Of the ModelCheckpoint that the command line adds.
+        elsewhere: Whether to look through all of the Trainer's folder if there is none where `fit` would put it.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: The newest run did not say what "best" means.
+        FileNotFoundError: There is none, or the best one is gone.
+        ValueError: All are damaged, or the newest run did not say what "best" means.
     """
-    searched = sorted({Path(folder).absolute() for folder in folders})
-    # Where Lightning puts them: save_dir/name/version/checkpoints, without a logger checkpoints, or a given folder.
-    patterns = ("last*.ckpt", "checkpoints/last*.ckpt", "*/checkpoints/last*.ckpt", "*/*/checkpoints/last*.ckpt")
-    found = {path for folder in searched for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    if not found:
-        raise FileNotFoundError(
-            f"--ckpt_path {which}: no last.ckpt of an earlier run under {', '.join(map(str, searched))}. Run `fit` in "
-            "this folder first (with --checkpoint.save_last true, the default), or give the path of a checkpoint."
-        )
-    newest = max(found, key=lambda path: (path.stat().st_mtime_ns, str(path)))
-    return newest if which == "last" else _best(newest)
+    root = _path(trainer.get("default_root_dir") or ".")
+    patterns = [(root, "**")] if elsewhere else []
+    for folder, pattern in [(_path(path), "") for path in _folders(trainer, options)] or [_default(root, trainer)]:
+        patterns.insert(0, (folder, pattern))
+    damaged: list[str] = []
+    for folder, pattern in patterns:
+        found = [path for path in folder.glob(os.path.join(pattern, "*.ckpt")) if path.is_file()]
+        marked = {path.parent for path in found if path.name.startswith("last")}
+        last = [path for path in found if path.name.startswith("last") or path.parent not in marked]
+        ages = {path: age for path in last if (age := _age(path, damaged)) is not None}
+        if ages:
+            newest = max(ages, key=ages.__getitem__)
+            return str(newest if which == "last" else _best(newest))
+    if damaged:
+        raise ValueError(f"--ckpt_path {which}: {'; '.join(damaged)}")
+    searched = ", ".join(sorted({str(folder) for folder, _ in patterns}))
+    raise FileNotFoundError(
+        f"--ckpt_path {which}: no last.ckpt of an earlier run under {searched}. Run `fit` in this folder first (with "
+        "--checkpoint.save_last true, the default), or give the path of a checkpoint."
+    )
 
 
-def saved_configuration(path: str | Path) -> dict[str, Any]:
-    """Return what a checkpoint says of "model", "data" and "seed_everything", as the command line writes them.
+def _path(path: Any) -> Path:
+    return Path(os.path.expandvars(path)).expanduser().absolute()
 
-    Raises:
-        ValueError: The file is no checkpoint, or holds more than plain data.
-    """
-    checkpoint = _read(path)
-    kept = dict(checkpoint.get(CHECKPOINT_KEY, {}))
-    if "model" not in kept:  # one made by another LightningCLI
-        hyperparameters = dict(checkpoint.get("hyper_parameters", {}))
-        hyperparameters.pop("_instantiator", None)
-        if class_path := hyperparameters.pop("_class_path", None):
-            kept["model"] = {"class_path": class_path, "init_args": hyperparameters}
-    return {name: kept[name] for name in ("model", "data", "seed_everything") if name in kept}
+
+def _folders(trainer: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """The folders that ModelCheckpoints were given."""
+    callbacks = trainer.get("callbacks") or []
+    specs = callbacks if isinstance(callbacks, list) else [callbacks]
+    given = [spec.get("init_args", {}).get("dirpath") for spec in specs]
+    return [path for path in (*given, options.get("dirpath")) if path]
+
+
+def _default(root: Path, trainer: Mapping[str, Any]) -> tuple[Path, str]:
+    """Where a ModelCheckpoint without a folder of its own puts them: what is above, and a pattern below."""
+    logger = trainer.get("logger")
+    if isinstance(logger, list):
+        logger = logger[0] if logger else False
+    if logger is False:
+        return root / "checkpoints", ""
+    arguments: dict[str, Any] = logger.get("init_args", {}) if isinstance(logger, dict) else {"name": "lightning_logs"}
+    folder = _path(arguments["save_dir"]) if arguments.get("save_dir") else root
+    if "name" not in arguments or not isinstance(arguments["name"], str):
+        return folder, os.path.join("**", "checkpoints")
+    version = arguments.get("version")
+    version = f"version_{version}" if isinstance(version, int) else version or "*"
+    return folder / arguments["name"], os.path.join(version, "checkpoints")
+
+
+def _age(path: Path, damaged: list[str]) -> tuple[int, int, int] | None:
+    try:
+        checkpoint = read_checkpoint(path)
+    except (OSError, ValueError) as error:
+        damaged.append(str(error))
+        rank_zero_warn(f"Passed over: {error}")
+        return None
+    modified = path.stat().st_mtime_ns
+    started = checkpoint.get(CHECKPOINT_KEY, {}).get("started", modified)
+    return started, int(checkpoint.get("global_step", 0)), modified
 
 
 def _best(last: Path) -> Path:
-    states = [state for name, state in _read(last).get("callbacks", {}).items() if name.startswith("ModelCheckpoint")]
-    monitored = [state for state in states if state.get("monitor") and state.get("best_model_path")]
+    states = read_checkpoint(last).get("callbacks", {}).items()
+    found = [state for name, state in states if name.startswith("ModelCheckpoint")]
+    monitored = [state for state in found if state.get("monitor") and state.get("best_model_path")]
     if not monitored:
         raise ValueError(
             f"--ckpt_path best: the newest run (it wrote {last}) monitored no metric, so none of its checkpoints "
             "is the best. Train with --checkpoint.monitor val/loss, or use --ckpt_path last."
         )
-    best = Path(monitored[0]["best_model_path"])
-    beside = last.with_name(best.name)  # where it is if the folder was moved
-    for path in (beside, best):
+    best, folder = monitored[0]["best_model_path"], monitored[0].get("dirpath") or ""
+    beside = last.parent / os.path.relpath(best, folder) if folder else last.with_name(os.path.basename(best))
+    for path in (beside, Path(best)):  # the folder may have been moved
         if path.is_file():
             return path
     raise FileNotFoundError(f"--ckpt_path best: {best}, the best checkpoint of the newest run, is gone.")
-
-
-def _read(path: str | Path) -> dict[str, Any]:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is no checkpoint, or a damaged one: expected the zip archive that torch.save writes, got "
-            f"{os.path.getsize(path)} bytes of something else. Give another checkpoint, or train again."
-        )
-    try:
-        # The weights stay on disk.
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint of plain data (torch.load with weights_only=True): "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    needed = ("state_dict", "pytorch-lightning_version")
-    missing = [name for name in needed if not isinstance(checkpoint, dict) or name not in checkpoint]
-    if missing:
-        raise ValueError(
-            f"{path} is no checkpoint of a Trainer: it lacks {' and '.join(missing)}. Expected what "
-            "trainer.save_checkpoint or ModelCheckpoint writes; load weights alone with load_state_dict in Python."
-        )
-    return dict(checkpoint)

@@ -2,89 +2,96 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import Tensor
+from torch.optim import Optimizer
 
-from lightning_estimators.chained_optimizer import ChainedOptimizer
-from lightning_estimators.modules import EstimatorModule
-from lightning_estimators.modules.optimizers import PartScheduler
+from lightning_estimators.model_parts import gradient_estimators
 
 __all__ = ["Overrides"]
 
-_SCHEDULERS = {"optimizer": "lr_scheduler", "surrogate_optimizer": "surrogate_lr_scheduler"}
+_MAKERS = {"model": ("optimizer", "lr_scheduler"), "surrogate": ("surrogate_optimizer", "surrogate_lr_scheduler")}
 
 
 class Overrides(pl.Callback):
-    """Lets options win over the state of optimizers, schedulers and estimators that a checkpoint restores.
+    """Lets the options of a resumed run win over what its checkpoint restores.
 
-    Optimizers keep their learning rate (and all other options) in their state, and a temperature that is not learned is
-    among the weights: restored as they are, they would silently replace what the command line says. Only options that
-    differ from those of the checkpoint are put back.
-
-    Args:
-        saved: The model's arguments in the checkpoint.
-        wanted: The model's arguments now.
-
-    Raises:
-        ValueError: An optimizer or scheduler is of another class than the state in the checkpoint.
+    Optimizers and schedulers keep their options in their state, callbacks keep some, and a temperature that is not
+    learned is among the weights: restored as they are, they would silently replace what the command line says. Of the
+    model's options only those are put back that differ from the checkpoint's; of a callback's, all.
     """
 
-    def __init__(self, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-        super().__init__()
-        self.changed: dict[str, dict[str, Any]] = {}
-        for name in (*_SCHEDULERS, *_SCHEDULERS.values()):
-            before, now = _parts(saved.get(name)), _parts(wanted.get(name))
-            if before is None or now is None:
-                continue
-            if before[0] != now[0]:
-                raise ValueError(
-                    f"the checkpoint holds the state of {name} {before[0]}, which cannot be given to {now[0]}. Resume "
-                    f"with the same class, or start anew with --ckpt_path null."
-                )
-            different = {key: value for key, value in now[1].items() if key in before[1] and before[1][key] != value}
-            self.changed[name] = different
-        others = (saved.keys() & wanted.keys()) - {*_SCHEDULERS, *_SCHEDULERS.values()}
-        self._settings_changed = any(saved[name] != wanted[name] for name in others)
-        self._settings: dict[str, Tensor] = {}
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Note the estimators' settings before weights are restored."""
-        if self._settings_changed and isinstance(pl_module, EstimatorModule):
-            for path, estimator in pl_module.gradient_estimators().items():
-                frozen = {f"{path}.{name}": p for name, p in estimator.named_parameters() if not p.requires_grad}
-                self._settings |= {name: p.detach().clone() for name, p in frozen.items() if p.ndim == 0}
+        """Note what the command line has built, before the checkpoint is restored."""
+        self._frozen = {
+            f"{path}.{name}": parameter.detach().clone()
+            for path, estimator in gradient_estimators(pl_module).items()
+            for name, parameter in estimator.named_parameters()
+            if not parameter.requires_grad and parameter.ndim == 0
+        }
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
+        """Note the options of callbacks; compare those of the model with the checkpoint's.
+
+        Raises:
+            ValueError: An optimizer or scheduler is of another class than the state in the checkpoint.
+        """
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # their state comes after this
+        self._callbacks = [(one, {n: getattr(one, n) for n in _restored_options(one)}) for one in callbacks]
+        saved, wanted = checkpoint.get("hyper_parameters") or {}, dict(pl_module.hparams)
+        self._changed: dict[str, dict[str, Any]] = {}
+        makers = [name for pair in _MAKERS.values() for name in pair]
+        for name in makers:
+            (was, before), (now, after) = _made(saved.get(name)), _made(wanted.get(name))
+            if was and now and was != now:
+                raise ValueError(
+                    f"the checkpoint holds the state of {name} {was}, which cannot be given to {now}. Resume with the "
+                    "same class, or begin anew without --ckpt_path."
+                )
+            self._changed[name] = {key: after[key] for key in after.keys() & before.keys() if after[key] != before[key]}
+        if all(saved[name] == wanted[name] for name in (saved.keys() & wanted.keys()) - set(makers)):
+            self._frozen = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the changed options back."""
-        for name, value in self._settings.items():
-            parameter = pl_module.get_parameter(name)
-            parameter.data.copy_(value)
-        parts = trainer.optimizers[0].parts if isinstance(trainer.optimizers[0], ChainedOptimizer) else {}
-        configs = [c.scheduler for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, PartScheduler)]
-        for name, optimizer in zip(_SCHEDULERS, parts.values(), strict=False):
-            schedulers = [c.scheduler for c in configs if c.scheduler.optimizer is optimizer]
-            for option, value in self.changed.get(name, {}).items():
-                for group in optimizer.param_groups:
-                    if option == "lr" and group.get("initial_lr"):
-                        # A schedule multiplies the rate it started from.
-                        group["lr"] *= value / group["initial_lr"]
-                        group["initial_lr"] = value
-                    elif option in group:
-                        group[option] = value
-                if option == "lr":
-                    for scheduler in schedulers:
-                        if hasattr(scheduler, "base_lrs"):
-                            scheduler.base_lrs = [value for _ in scheduler.base_lrs]
-            for option, value in self.changed.get(_SCHEDULERS[name], {}).items():
-                for scheduler in schedulers:
-                    if hasattr(scheduler, option):
-                        setattr(scheduler, option, value)
+        """Put the options back."""
+        for path, value in self._frozen.items():
+            pl_module.get_parameter(path).data.copy_(value)
+        for callback, options in self._callbacks:
+            for name, value in options.items():
+                setattr(callback, name, value)
+        for part, optimizer in getattr(trainer.optimizers[0], "parts", {}).items():
+            made, scheduled = (self._changed[name] for name in _MAKERS[part])
+            schedulers = [getattr(c.scheduler, "scheduler", c.scheduler) for c in trainer.lr_scheduler_configs]
+            own: list[Any] = [scheduler for scheduler in schedulers if scheduler.optimizer is optimizer]
+            for option, value in made.items():
+                _set_option(optimizer, own, option, value)
+            for scheduler in own:
+                vars(scheduler).update({option: v for option, v in scheduled.items() if hasattr(scheduler, option)})
 
 
-def _parts(made: Any) -> tuple[str, dict[str, Any]] | None:
+def _set_option(optimizer: Optimizer, schedulers: list[Any], option: str, value: Any) -> None:
+    for group in optimizer.param_groups:
+        if option == "lr" and group.get("initial_lr"):
+            # A schedule multiplies the rate it started from.
+            group["lr"] *= value / group["initial_lr"]
+            group["initial_lr"] = value
+        elif option in group:
+            group[option] = value
+    for scheduler in schedulers:
+        if option == "lr" and hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs = [value for _ in scheduler.base_lrs]
+
+
+def _restored_options(callback: pl.Callback) -> list[str]:
+    """Arguments of a callback that are part of its state too."""
+    arguments = inspect.signature(type(callback).__init__).parameters
+    return [name for name in callback.state_dict() if name in arguments and hasattr(callback, name)]
+
+
+def _made(maker: Any) -> tuple[str | None, dict[str, Any]]:
     """Class and options of an optimizer or scheduler, which may be a class path alone."""
-    if isinstance(made, str):
-        return made, {}
-    return None if made is None else (made["class_path"], dict(made.get("init_args") or {}))
+    if isinstance(maker, str):
+        return maker, {}
+    return (maker["class_path"], dict(maker.get("init_args") or {})) if maker else (None, {})

@@ -1,156 +1,140 @@
-"""The command line's parser: jsonargparse's, with messages of a line or two."""
+"""The command line's parser: jsonargparse's, with a default job, packaged configurations and short messages."""
 
 from __future__ import annotations
 
 import difflib
-import inspect
-import re
-from collections.abc import Iterator
-from typing import Any, NoReturn, get_args, get_type_hints
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any, NoReturn
 
-from lightning.pytorch import LightningDataModule, Trainer
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_estimators.commandline.settings import find_class, options
-from lightning_estimators.modules import EstimatorModule
+from lightning_estimators.checkpoints import imported_class
 
-__all__ = ["Parser"]
+__all__ = ["CONFIGS", "Parser", "arrange"]
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+"""Where the configuration files of the package are."""
+
+_PLATEAU, _SEQUENTIAL = "lightning.pytorch.cli.ReduceLROnPlateau", "lightning_estimators.schedulers.SequentialSchedule"
+_MEANT = {
+    **dict.fromkeys(("ReduceLROnPlateau", "torch.optim.lr_scheduler.ReduceLROnPlateau"), _PLATEAU),
+    **dict.fromkeys(("SequentialLR", "torch.optim.lr_scheduler.SequentialLR"), _SEQUENTIAL),
+}
+"""Classes of torch that cannot be described in a configuration, and those that can."""
+
+_MOST_VALUES = 100_000  # in one configuration
 
 
 class Parser(LightningArgumentParser):
-    """Says what was given, what is accepted, and little else.
+    """Starts from a job, which environment variables, configuration files and options change, in this order.
 
-    jsonargparse reports a mistake deep inside an option once per type it tried, after a hundred lines of usage. The
-    essence is taken from its report where that is recognised; otherwise the report is shown as it is.
+    Attributes:
+        job: Options by name, nested as in a configuration file. Unlike the defaults of jsonargparse these hold only
+            what somebody wrote, so that a class that replaces another gets no defaults of that one.
     """
 
-    def print_usage(self, file: Any = None) -> None:
-        """Print one line; `--help` has the options."""
-        print(f"usage: {self.prog.replace(' [options]', '')} [options]", file=file)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.job: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
+        """Return the defaults with the job in them."""
+        defaults = super().get_defaults(*args, **kwargs)
+        for name, value in self.job.items():
+            defaults[name] = _as_parsed(value)
+        return defaults
+
+    def print_usage(self, *args: Any) -> None:
+        """Print nothing: a hint at `--help` follows."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the essence of a message and exit with status 2."""
-        # Parsers of nested classes raise instead, and theirs becomes part of the message of the outermost.
-        known = list(self._option_string_actions)
-        super().error(_essence(message, known) if self.exit_on_error else message, ex)
+        """Print a message of one line: without the types that were tried and do not matter, with what was meant."""
+        if self.exit_on_error:
+            lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+            message = " ".join(line for line in lines if line and not line.startswith(_NOISE))
+            close = self._meant(message) if ex is not None or message.startswith("unrecognized") else []
+            message += f" Did you mean {' or '.join(close)}?" if close else ""
+        super().error(message, ex)
+
+    def _meant(self, message: str) -> list[str]:
+        """Names of options and classes that misspelt words of the command line may have been meant for."""
+        pending: list[type] = [nn.Module, LightningDataModule, Optimizer, LRScheduler, Callback, Logger]
+        for cls in pending:  # grows
+            pending += cls.__subclasses__()
+        owners = [owner for part in message.split("'") if "." in part and (owner := imported_class(part))]
+        makers = [vars(base)["__init__"] for owner in owners for base in owner.__mro__ if "__init__" in vars(base)]
+        known = {name for maker in makers for name in signature(maker).parameters}
+        known |= {f"--{name}" for name in self.get_defaults().keys()} | {cls.__name__ for cls in pending}  # noqa: SIM118
+        typed = {part for word in getattr(self, "args", []) for part in (word, *word.partition("=")[::2])}
+        typed |= {word.rpartition(".")[2] for word in typed if word.startswith("--")}
+        misspelt = [word for word in sorted(typed) if word and word not in known and word in message]
+        return [near for word in misspelt for near in difflib.get_close_matches(word, known, 1, 0.8)]
 
 
-def _essence(message: str, words: list[str]) -> str:
-    message = _first_alternatives(message)
-    path = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    classes = re.findall(r"given class_path '([^']+)'", message)
-    if path and classes and (found := re.search(rf"Option '([^']+)' is not accepted(?:{_MAKER})?", message)):
-        name = found[1].split(".")[0]
-        # What makes an optimizer or a scheduler is given its first argument, parameters or an optimizer, later.
-        owner, known = (
-            (found[2], options(_load(found[2]))[1:]) if found[2] else (classes[-1], options(_load(classes[-1])))
-        )
-        return (
-            f"--{path}.{found[1]}: {owner.rsplit('.', 1)[-1]} has no option {name!r}.{_guess(name, known)} "
-            f"It has: {', '.join(known) or 'none'}."
-        )
-    if path and (found := re.search(r"the following arguments are required: (\w+)(.*)", message)):
-        maker = re.search(rf"callable class: {found[0]}(?:.*\n)+?.*{_GIVEN}", message)
-        owner = maker[1] if maker else classes[-1] if classes else path
-        return (
-            f"--{path}: {owner.rsplit('.', 1)[-1]} needs a value for {found[1]}{found[2]}; "
-            f"give it with --{path}.{found[1]}."
-        )
-    if found := re.search(r"Expected a dot import path string: (\S+)", message):
-        known = _class_names(path, classes)
-        if known:
-            return (
-                f"--{path}: there is no {found[1]!r}.{_guess(found[1], known)} Expected one of {', '.join(known)}; or "
-                "the full path of a class, such as my_project.MyClass."
-            )
-    if path and (found := re.search(r"Expected a (.+?)\. Got value: (.+)", message)):
-        return f"--{path}: expected {_kind(found[1])}, got {found[2]!r}."
-    if path:
-        kinds = re.findall(r"- Expected an? (<class '(?!NoneType).+)", message)
-        values = re.findall(r"Given value: (?!NestedArg|Namespace)(.+)", message)
-        if kinds and values:
-            return f"--{path}: expected {' or '.join(map(_kind, dict.fromkeys(kinds)))}, got {values[0]!r}."
-        # Whatever else went wrong with the innermost of the classes, without the report on None and on the outer ones.
-        lines = (re.sub(r'^Parser key "[^"]*": ', "", line.strip(" -")) for line in message.splitlines())
-        told = [line for line in lines if not _NOISE.match(line)]
-        where = f"--{path}: {classes[-1].rsplit('.', 1)[-1]}: " if classes else f"--{path}: "
-        return where + "; ".join(dict.fromkeys(told)) if any(told) else message
-    if found := re.fullmatch(r"unrecognized arguments: (.+)", message):
-        misspelt = (re.split(r"[ =]", word)[0] for word in re.findall(r"--\S+", found[1]))
-        guesses = "".join(dict.fromkeys(_guess(word, words) for word in misspelt))
-        listed = "Options are listed by --help, those of a class by e.g. --model.help DiscreteLatentModel."
-        return f"{message}.{guesses} {listed}"
-    return message
-
-
-_GIVEN = r"Given value: Namespace\(class_path='([^']+)'"
-_MAKER = r"\. Got value: Namespace\(class_path='([^']+)'"
-_NOISE = re.compile(
-    r"$|Expected a path but|Parser key \"[^\"]*\":$|Does not validate against|Subtypes:|Errors:$|"
-    r"Expected a <class 'NoneType'>$|Given value|Problem with given class_path '[^']*':$"
+_NOISE = (
+    *("Does not validate against", "Subtypes: ", "Errors:", "Expected a path but", "Expected a <class 'NoneType'>"),
+    *("Given value type: ", "Given value: NestedArg", "Given value: Namespace"),
 )
 
 
-def _first_alternatives(message: str) -> str:
-    """Leave out what is said of a class where another has been tried already, as one of a list and as itself."""
-    kept: list[str] = []
-    tried: set[int] = set()
-    left_out: int | None = None
-    for line in message.splitlines():
-        indent = len(line) - len(line.lstrip())
-        if left_out is not None and (indent > left_out or not line.strip()):
-            continue
-        left_out = None
-        if line.lstrip().startswith("- Problem with given class_path"):
-            if indent in tried:
-                left_out = indent
-                continue
-            tried.add(indent)
-        kept.append(line)
-    return "\n".join(kept)
+def _as_parsed(value: Any) -> Any:
+    """A class and its arguments in the form in which the parser has them."""
+    if isinstance(value, dict) and "class_path" in value:
+        arguments = {name: _as_parsed(item) for name, item in (value.get("init_args") or {}).items()}
+        return Namespace({"class_path": value["class_path"], "init_args": Namespace(arguments)})  # type: ignore[no-untyped-call]  # jsonargparse has no types
+    return [_as_parsed(item) for item in value] if isinstance(value, list) else value
 
 
-def _kind(text: str) -> str:
-    kind = re.sub(r"<class '([\w.]+)'>", r"\1", text)
-    choices = re.fullmatch(r"typing\.Literal\[(.+)\]", kind)
-    return f"one of {choices[1]}" if choices else kind.replace("collections.abc.", "")
+def arrange(words: Sequence[str], subcommands: Sequence[str]) -> list[str]:
+    """Return the words of a command line with its configuration files first, since the last word wins.
+
+    A file that does not exist is looked for among those of the package.
+    """
+    start = next((index + 1 for index, word in enumerate(words) if word in subcommands), 0)
+    files, options = list(words[:start]), []
+    rest = iter(words[start:])
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in ("-c", "--config") and (equals or (value := next(rest, ""))):
+            files.append(f"--config={_named(value)}")
+        else:
+            options.append(f"{name}={_MEANT[value]}" if value in _MEANT else _MEANT.get(word, word))
+    return files + options
 
 
-def _guess(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def _named(config: str) -> str:
+    candidates = (Path(config), Path(f"{config}.yaml"), CONFIGS / config, CONFIGS / f"{config}.yaml")
+    try:
+        return str(next((path for path in candidates if path.is_file()), config))
+    except OSError:  # text in place of a file, too long for a name
+        return config
 
 
-def _load(class_path: str) -> type:
-    found = find_class(class_path)
-    return object if found is None else found
-
-
-def _parts(hint: Any) -> Iterator[Any]:
-    """The hint and what it is made of, such as what a callable returns."""
-    yield hint
-    for argument in get_args(hint):
-        yield from _parts(argument)
-
-
-def _class_names(path: str, classes: list[str]) -> list[str]:
-    """Names of the classes that the option at a dotted path accepts, so far as they are imported."""
-    bases: tuple[Any, ...]
-    if path in ("model", "data"):
-        bases = (EstimatorModule if path == "model" else LightningDataModule,)
-    elif classes or path.startswith("trainer."):
-        owner = _load(classes[-1]) if classes else Trainer
-        name = path.rpartition(".")[2]
-        # What a constructor passes on as keywords is among the hints of a base class.
-        hints = (get_type_hints(cls.__init__).get(name) for cls in owner.__mro__)  # type: ignore[misc]
-        bases = tuple(_parts(next((hint for hint in hints if hint is not None), None)))
-    else:
-        return []
-    names: set[str] = set()
-    pending = [base for base in bases if inspect.isclass(base) and base.__module__ != "builtins"]
+def _load_yaml(text: str) -> Any:
+    """Load YAML, unless it repeats itself, through its aliases, into more values than a machine can hold."""
+    loaded = _yaml(text)
+    pending, count = [loaded], 0
     while pending:
-        base = pending.pop()
-        pending += base.__subclasses__()
-        if not inspect.isabstract(base) and not base.__name__.startswith("_") and base not in bases:
-            names.add(base.__name__)
-    return sorted(names)
+        value = pending.pop()
+        count += 1
+        if count > _MOST_VALUES:
+            raise yaml.YAMLError(f"more than {_MOST_VALUES} values, or an alias inside what it stands for.")
+        if isinstance(value, dict) and (meant := _MEANT.get(str(value.get("class_path")))):
+            value["class_path"] = meant
+        if isinstance(value, dict | list):
+            pending.extend(value.values() if isinstance(value, dict) else value)
+    return loaded
+
+
+set_parsing_settings(import_path_denylist=[])  # enforce jsonargparse's own list of what no option may name
+_yaml = get_loader("yaml")
+set_loader("yaml", _load_yaml, (yaml.YAMLError,))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.fabric.utilities.cloud_io import _load
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+import yaml
+from lightning.pytorch.utilities.parsing import AttributeDict
 
-from lightning_estimators.configurable import Configurable, encode, import_path, unrecorded
+from lightning_estimators.checkpoints import check_classes, imported_class, read_checkpoint
+from lightning_estimators.configurable import Configurable, Unrecorded, encode, import_path, unrecorded
+from lightning_estimators.private_api import given_by_command_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["CHECKPOINT_KEY", "RecordedModule"]
 
 CHECKPOINT_KEY = "lightning_estimators"
-"""Where a checkpoint keeps the configuration of "model" and "data" for the command line, and what is "unrecorded"."""
+"""Where a checkpoint keeps the configuration of the "data" for the command line, and what is "unrecorded"."""
 
-
+_SPECIAL = ("_class_path", "_instantiator")  # Lightning's, among the hyper-parameters
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # of the few that Lightning trusts in a checkpoint
 
 
@@ -40,35 +42,55 @@ class RecordedModule(Configurable, pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        # Not given to the logger: an argument that a datamodule has too, with another value, would stop the run there.
         # Under a LightningCLI the parsed command line is the better record: it still knows how callables were made.
-        self._parsed = _given_hyperparameters.get() is not None
+        self._parsed = given_by_command_line()
         if self._parsed:
-            self.save_hyperparameters(logger=False)
+            self.save_hyperparameters()
         else:
-            self.save_hyperparameters(_plain(self._given()) | {"_instantiator": _INSTANTIATOR}, logger=False)
+            path = import_path(type(self))
+            special = {"_instantiator": _INSTANTIATOR} | ({"_class_path": path} if path else {})
+            self.save_hyperparameters(_plain(self._given()) | special)
+
+    @property
+    def hparams_initial(self) -> Any:
+        """What loggers are told of model and data, as one flat table of plain values.
+
+        The class of an argument stands under its name, the arguments of that class behind a dot:
+        `{"model": "Coins", "estimator": "REBAR", "estimator.eta": 1.0, "num_latents": "[4, 3]"}`. Where the data have
+        an argument of the same name and another value, that of the model is called `model.name`.
+        """
+        table: dict[str, Any] = {"model": type(self).__name__}
+        table |= _flat(self._written()) if self._parsed or self._given() else super().hparams_initial
+        try:
+            datamodule = getattr(self.trainer, "datamodule", None)
+        except RuntimeError:  # not in a Trainer
+            datamodule = None
+        if datamodule is not None:
+            table.setdefault("data", type(datamodule).__name__)
+            told = datamodule.hparams_initial
+            table = {f"model.{n}" if n in told and told[n] != v else n: v for n, v in table.items()}
+        return AttributeDict(table)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep plain data only, and what the command line needs to build model and data from this checkpoint.
+        """Keep plain data only, and what the command line needs to build the data from this checkpoint.
 
         Args:
             checkpoint: What is about to be saved.
         """
         super().on_save_checkpoint(checkpoint)
         # A subclass that called `save_hyperparameters()` itself has put its arguments there as they are.
-        given = {name: encode(value) for name, value in self.hparams.items()} | ({} if self._parsed else self._given())
-        hyperparameters = _plain(given)
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = hyperparameters
+        given = self._written()
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = _plain(given)
         kept = checkpoint.setdefault(CHECKPOINT_KEY, {})
-        # The command line writes a fuller record before this hook runs.
-        special = ("_class_path", "_instantiator")
-        init_args = {name: value for name, value in hyperparameters.items() if name not in special}
-        if path := hyperparameters.get("_class_path") or import_path(type(self)):
-            kept.setdefault("model", {"class_path": path, "init_args": init_args})
         datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None and (path := import_path(type(datamodule))):
-            data = _plain({name: encode(value) for name, value in datamodule.hparams.items() if name not in special})
-            kept.setdefault("data", {"class_path": path, "init_args": data})
+        if datamodule is not None:
+            data = _plain({name: encode(value) for name, value in datamodule.hparams.items()})
+            if datamodule.CHECKPOINT_HYPER_PARAMS_KEY in checkpoint:
+                checkpoint[datamodule.CHECKPOINT_HYPER_PARAMS_KEY] = data
+            if path := import_path(type(datamodule)):
+                init_args = {name: value for name, value in data.items() if name not in _SPECIAL}
+                # The command line has written a fuller record before this hook runs.
+                kept.setdefault("data", {"class_path": path, "init_args": init_args})
         kept["unrecorded"] = {
             name: [(path, found.what) for path, found in unrecorded({name: value})]
             for name, value in given.items()
@@ -83,6 +105,8 @@ class RecordedModule(Configurable, pl.LightningModule):
         hparams_file: str | Path | None = None,
         strict: bool | None = None,  # noqa: FBT001  the signature is Lightning's
         weights_only: bool | None = None,  # noqa: FBT001
+        *,
+        trust_checkpoint: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Build the module that the checkpoint was made of, as Lightning does, and load its weights.
@@ -92,13 +116,32 @@ class RecordedModule(Configurable, pl.LightningModule):
             map_location: As in `torch.load`.
             hparams_file: A file with hyper-parameters to use instead of those in the checkpoint.
             strict: Whether the keys of the weights must match.
-            weights_only: As in `torch.load`.
+            weights_only: As in `torch.load`; True unless it is given, also for a URL.
+            trust_checkpoint: Whether to import whatever the checkpoint names. Without it only torch, Lightning, this
+                package, and what has been imported already can be built from a checkpoint.
             **kwargs: Arguments of the constructor that replace those of the checkpoint.
 
         Raises:
-            ValueError: The checkpoint could not keep an argument, and it is not given.
+            FileNotFoundError: There is no such file.
+            ValueError: The file is no checkpoint; or it names something that must not be built or imported on its
+                word; or it could not keep an argument, and that is not given.
         """
-        missing = {name: found for name, found in _unrecorded_arguments(checkpoint_path).items() if name not in kwargs}
+        weights_only = weights_only is not False
+        checkpoint = read_checkpoint(checkpoint_path, weights_only=weights_only)
+        named = dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY) or {})
+        if hparams_file is not None and str(hparams_file).endswith(("yaml", "yml")):
+            named = yaml.safe_load(Path(hparams_file).read_text()) or {}
+        if "_class_path" in named and not issubclass(imported_class(named["_class_path"]) or object, cls):
+            if inspect.isabstract(cls):
+                raise ValueError(
+                    f"the checkpoint is of {named['_class_path']}, which is not imported. Import it first, or call "
+                    "load_from_checkpoint of the class that took its place."
+                )
+            kwargs["_class_path"] = import_path(cls)  # it was moved or renamed
+        built = {name: value for name, value in named.items() if name not in kwargs}
+        check_classes(built, {"*"} if trust_checkpoint else {cls.__module__.partition(".")[0]})
+        could_not: dict[str, list[tuple[str, str]]] = checkpoint.get(CHECKPOINT_KEY, {}).get("unrecorded", {})
+        missing = {name: found for name, found in could_not.items() if name not in kwargs}
         if missing and hparams_file is None:
             what = "; ".join(f"{path} was a {kind}" for found in missing.values() for path, kind in found)
             given = ", ".join(f"{name}=..." for name in missing)
@@ -116,23 +159,33 @@ class RecordedModule(Configurable, pl.LightningModule):
         recorded: dict[str, Any] = self.configuration()["init_args"]
         return recorded
 
+    def _written(self) -> dict[str, Any]:
+        """The hyper-parameters, with `Unrecorded` for whatever is no plain data."""
+        given = self._given()
+        written = {name: encode(value) for name, value in self.hparams.items()}
+        if not self._parsed:
+            return written | given
+        # A LightningCLI also notes what it would tell other modules.
+        return {name: value for name, value in written.items() if name in given or name in _SPECIAL}
+
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if not any(unrecorded(value))}
 
 
-def _unrecorded_arguments(checkpoint_path: Any) -> dict[str, list[tuple[str, str]]]:
-    if isinstance(checkpoint_path, (str, os.PathLike)) and os.path.isfile(checkpoint_path):
-        try:
-            # The weights stay on disk: this is read for a few words only.
-            checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception:  # an older file format, or objects of the user's: Lightning's own reading decides
-            return {}
-    elif hasattr(checkpoint_path, "seek"):
-        position = checkpoint_path.tell()
-        checkpoint = _load(checkpoint_path, map_location="cpu", weights_only=True)
-        checkpoint_path.seek(position)
-    else:
-        return {}
-    found: dict[str, list[tuple[str, str]]] = checkpoint.get(CHECKPOINT_KEY, {}).get("unrecorded", {})
-    return found
+def _flat(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Arguments as a table of names and plain values, classes by their names."""
+    table: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in _SPECIAL:
+            continue
+        if isinstance(value, Mapping):
+            if "class_path" in value:
+                table[f"{prefix}{name}"] = str(value["class_path"]).rpartition(".")[2]
+                value = value.get("init_args") or {}
+            table |= _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, Unrecorded):
+            table[f"{prefix}{name}"] = value.what
+        else:
+            table[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return table

@@ -1,0 +1,175 @@
+"""Reading checkpoints that may come from a stranger: plain data only, and no class but those that belong there."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+from zipfile import is_zipfile
+
+import fsspec
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+__all__ = ["TRUSTED_PACKAGES", "check_classes", "class_paths", "imported_class", "read_checkpoint"]
+
+TRUSTED_PACKAGES = frozenset({"lightning_estimators", "lightning", "torch", "torchmetrics", "torchvision"})
+"""Packages that are imported because a checkpoint says so."""
+
+_BASES = (nn.Module, LightningDataModule, Optimizer, LRScheduler)  # estimators, baselines, models are nn.Modules
+
+
+def read_checkpoint(path: Any, *, weights_only: bool = True) -> dict[str, Any]:
+    """Return what a Trainer saved.
+
+    Args:
+        path: Path, URL or open file.
+        weights_only: Whether to refuse anything but plain data, as in `torch.load`. Without it a checkpoint can run
+            any program.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a checkpoint, or is damaged, or holds more than plain data.
+    """
+    position = path.tell() if hasattr(path, "seek") else None
+    try:
+        if "://" in str(path):
+            with fsspec.open(str(path), "rb") as file:
+                checkpoint = torch.load(file, map_location="cpu", weights_only=weights_only)
+        else:
+            # With `mmap` the weights stay on disk.
+            mmap = {"mmap": True} if position is None and is_zipfile(path) else {}
+            checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, **mmap)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file {path}.") from error
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        size = f" of {os.path.getsize(path)} bytes" if position is None and os.path.isfile(path) else ""
+        raise ValueError(
+            f"{path} is no checkpoint, or a damaged one, or holds more than plain data: expected what "
+            f"trainer.save_checkpoint writes, got a file{size} that torch.load refuses: {reason} (Objects in a file "
+            "that you trust are read with weights_only=False, --weights_only false.)"
+        ) from error
+    finally:
+        if position is not None:
+            path.seek(position)
+    needed = ("state_dict", "pytorch-lightning_version")
+    missing = [name for name in needed if not isinstance(checkpoint, dict) or name not in checkpoint]
+    if missing:
+        raise ValueError(
+            f"{path} is no checkpoint of a Trainer: it lacks {' and '.join(missing)}. Expected what "
+            "trainer.save_checkpoint or ModelCheckpoint writes; load weights alone with load_state_dict in Python."
+        )
+    return dict(checkpoint)
+
+
+def class_paths(value: Any) -> Iterator[str]:
+    """Find the class paths in a configuration: under `class_path` or `_class_path`, at any depth.
+
+    Example:
+        >>> list(class_paths({"_class_path": "my.Model", "estimator": [{"class_path": "my.Estimator"}]}))
+        ['my.Model', 'my.Estimator']
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key in ("class_path", "_class_path") and item is not None:
+                yield str(item)
+            else:
+                yield from class_paths(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from class_paths(item)
+
+
+def imported_class(path: str) -> type | None:
+    """Return the class with this import path if its module has been imported; import nothing."""
+    module, _, name = str(path).rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, type) else None
+
+
+def check_classes(configuration: Any, trusted: Collection[str] = ()) -> None:
+    """Raise unless building what a checkpoint describes runs nothing but what modules and optimizers are made of.
+
+    A class path must name a module, data module, optimizer or scheduler; never a function, which could be `os.system`.
+    Nothing is imported for it unless it belongs to `TRUSTED_PACKAGES`, has been imported already, or is trusted. The
+    same holds for any other text that could be taken for the path of a function.
+
+    Args:
+        configuration: Arguments as a checkpoint keeps them.
+        trusted: Names of further packages that may be imported; "*" for all.
+
+    Raises:
+        ValueError: Naming what is not acceptable, and what to do if it should be.
+    """
+    paths = set(class_paths(configuration))
+    for path in sorted(paths):
+        found = _resolve(path, trusted)
+        if not (isinstance(found, type) and issubclass(found, _BASES)):
+            raise ValueError(
+                f"the checkpoint names {path} as a class to build, and it is no module, data module, optimizer or "
+                "scheduler: it could run anything. Do not use this checkpoint unless you know who made it."
+            )
+    for text in sorted(set(_texts(configuration)) - paths):
+        if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", text) and _is_module(text):
+            found = _resolve(text, trusted, missing=None)
+            acceptable = isinstance(found, type) and issubclass(found, _BASES)
+            if callable(found) and not acceptable and text.partition(".")[0] not in TRUSTED_PACKAGES:
+                raise ValueError(
+                    f"the checkpoint names {text}, which could run anything. Do not use this checkpoint unless you "
+                    "know who made it."
+                )
+
+
+_NOT_GIVEN = object()
+
+
+def _resolve(path: str, trusted: Collection[str], missing: Any = _NOT_GIVEN) -> Any:
+    """The object at an import path."""
+    module, _, name = path.rpartition(".")
+    package = module.partition(".")[0]
+    if not (package in TRUSTED_PACKAGES or package in sys.modules or package in trusted or "*" in trusted):
+        raise ValueError(
+            f"the checkpoint names {path}, and {package or path!r} is neither part of torch, Lightning or this package "
+            f"nor imported yet. If you trust it, import {package or path} first; on the command line name the class "
+            "(--model my_project.MyModel), or trust all that the checkpoint names with --trust_checkpoint true."
+        )
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        if missing is not _NOT_GIVEN:
+            return missing
+        raise ValueError(
+            f"the checkpoint names {path}, which does not exist here. If the class has moved, say where it is now: "
+            "--model new_project.Model, or Model.load_from_checkpoint(...)."
+        ) from error
+
+
+def _is_module(path: str) -> bool:
+    """Whether the first part of a dotted text is a module, imported or not; a folder of data is none."""
+    package = path.partition(".")[0]
+    if package in sys.modules:
+        return True
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

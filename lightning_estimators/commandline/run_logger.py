@@ -1,0 +1,35 @@
+"""The logger that the command line makes where none is asked for."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
+
+
+class RunLogger(TensorBoardLogger):
+    """Lightning's default logger, but a folder belongs to one run, and HPARAMS shows no metric that nobody logs."""
+
+    @cached_property
+    def version(self) -> int | str:
+        """The run's number; its folder is made at once, so that another that starts at the same time takes the next."""
+        version = super().version
+        while isinstance(version, int) and os.environ.get("LOCAL_RANK", "0") == "0" == os.environ.get("NODE_RANK", "0"):
+            try:
+                os.makedirs(os.path.join(self.root_dir, f"version_{version}"))
+                break
+            except FileExistsError:
+                version += 1
+        return version
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Record the hyper-parameters, for the tab HPARAMS too."""
+        super().log_hyperparams(params, *args, **kwargs)
+        written: Any = hparams
+        writer = getattr(self.experiment, "file_writer", None)  # there is none but on the first process
+        if writer is not None:
+            for summary in written({name: str(value) for name, value in params.items()}, {"val/loss": 0.0}):
+                writer.add_summary(summary)
