@@ -24,60 +24,70 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "so
 
 
 class ContinuousLatentModel(LatentImageModel):
-    r"""A hierarchy of L layers of continuous latents under images, trained on the negative ELBO.
+    r"""A model of images x with L layers of continuous latents z, trained on the negative ELBO.
 
-    Inference $q(z_1|x)\, q(z_2|z_1) \dots$, generation $p(z_L)\, p(z_{L-1}|z_L) \dots p(x|z_1)$, and the loss per image
+    Layer 1 is next to the image. The model infers by $q(z_1|x)\, q(z_2|z_1) \dots$, generates by
+    $p(z_L)\, p(z_{L-1}|z_L) \dots p(x|z_1)$, and minimises
 
     $$-\mathrm{ELBO} = E_q\Big[-\log p(x|z_1) + \sum_i \log q(z_i|z_{i-1}) - \log p(z_i|z_{i+1})\Big].$$
 
-    Layers may be of different families; q and p of a layer are of the same. The top layer's prior is the standard
-    member: normal(0, 1), Laplace(0, 1), gamma(`gamma_prior`), beta(1, 1), Dirichlet(1). Positive parameters are a
-    softplus of the network's output above a floor (.001 for scales and rates, .1 for shapes), so that samples and
-    densities stay finite in float32; an output of 0 stands for the standard member.
+    per image, where $z_0$ is x and $p(z_L|z_{L+1})$ is the prior $p(z_L)$. Layers may be of different families, but q
+    and p of a layer are of the same one. The prior is the standard member of the top layer's family: normal(0, 1),
+    Laplace(0, 1), gamma(`gamma_prior`), beta(1, 1) or Dirichlet(1). Positive parameters are a softplus of the network's
+    output plus a lower bound (.001 for scales and rates, .1 for shapes), so that samples and densities stay finite in
+    float32. The softplus is shifted so that output 0 gives the standard member.
 
-    The expectation over each layer is taken by a copy of one estimator, nested in that of the layer below. Latents
-    enter networks as they are, the encoder sees x minus the training mean, and the bias of the pixels starts where it
-    gives that mean. The costs given to the estimators are `objectives`: linear decoders of pixels answer exact rules by
-    closed forms, networks by rank-one updates of their first layer. One loss on a made-up image is computed when the
-    model is built, so that what an estimator refuses about the cost is known then.
+    Each layer has a copy of the estimator, which takes the expectation over the layer; the cost given to it contains
+    the expectation over the layer above, so that estimators are nested. The costs are `objectives`: where an estimator
+    needs the cost at changed coordinates, or its derivatives, linear decoders of pixels have closed forms, and networks
+    update their first layer by rank one. One loss, on an image of zeros, is computed when the model is built, so that
+    an estimator that cannot handle the cost is refused at once.
 
-    The training mean is taken once, when a model that has none is first fitted: from `data_mean` if given, else from
-    the attribute `mean` of the datamodule. It is part of the checkpoint.
+    Networks receive latents as they are, and the encoder receives x minus the training mean. The pixels' bias starts
+    where it gives that mean.
 
-    Logged besides what `EstimatorModule` logs (all in nats per image, averaged over images; with a Gaussian likelihood
-    they are densities, and may have either sign):
+    The training mean is set once, when a model that has none is first fitted: to `data_mean` if given, else to the
+    attribute `mean` of the datamodule. It is saved in checkpoints.
 
-    - `val/loss`: negative ELBO at one sample of the latents, whatever the estimator does in training.
-    - `test/elbo`: ELBO, averaged over `test_samples` samples.
+    The following is logged besides what `EstimatorModule` logs, all in nats per image, averaged over images. With a
+    Gaussian likelihood these are logarithms of densities, and may have either sign.
+
+    - `val/loss`: negative ELBO at one sample from q, whatever estimator is used in training.
+    - `test/elbo`: ELBO, averaged over `test_samples` samples from q.
     - `test/bound`: importance-weighted bound $\log \frac1K \sum_k p(x, z_k) / q(z_k|x)$ with K = `test_samples`: an
-      estimate of the log-likelihood, from below.
+      estimate of the log-likelihood that lies below it in expectation.
 
     Args:
-        estimator: Takes the expectations; copied for each layer.
+        estimator: Estimates the expectations and their gradients; each layer gets a copy.
         image_shape: Channels, height and width of the images.
-        latent: Family of the latents, one for all layers or one for each, from the data upwards.
-        num_latents: Variables per layer, from the data upwards.
-        num_categories: Entries of each Dirichlet variable, at least 2; for Dirichlet latents only.
-        hidden: Widths of the hidden layers of every conditional, from the data upwards in q and downwards in p; empty
-            for linear conditionals.
-        activation: What follows hidden layers. A "relu" network has kinks, which derivatives above the first miss:
-            stochastic backpropagation then uses first derivatives for normals, and its series form is refused.
-        likelihood: "bernoulli": pixels are Bernoulli variables of the given intensities in [0, 1] (for grey images, the
-            same formula is their cross-entropy); "gaussian": normal of standard deviation `pixel_scale`.
+        latent: Family of the latents: one for all layers, or a list of one per layer, from the data upwards.
+        num_latents: Number of variables in each layer, from the data upwards.
+        num_categories: Number of entries of each Dirichlet variable, at least 2; for Dirichlet latents only.
+        hidden: Widths of the hidden layers in the network of every conditional distribution, listed from the data
+            upwards; the networks of p, which lead downwards, use them in reverse order. Empty for linear networks.
+        activation: The activation after each hidden layer. A "relu" network has kinks, which derivatives above the
+            first miss: stochastic backpropagation then uses first derivatives for normals, and its series form is
+            refused.
+        likelihood: With "bernoulli", pixels are Bernoulli variables; grey images in [0, 1] enter the same formula,
+            which is then a cross-entropy. With "gaussian", pixels are normal with standard deviation `pixel_scale`.
         pixel_scale: Standard deviation of Gaussian pixels, in units of intensity.
         gamma_prior: Shape and rate of the prior of a gamma top layer.
-        kl: "analytic" uses the closed form of the entropy of each q and of the top layer's KL given the layer below;
-            "sampled" leaves log q − log p inside the expectation.
-        data_mean: Mean of the training images, one number per pixel or one for all; None to ask the datamodule.
-        test_samples: Samples K of `test/bound`; they are drawn in chunks of bounded memory.
+        kl: "analytic" uses closed forms, given a sample of the layer below: in the top layer that of the KL divergence
+            of q from the prior, in the others that of the entropy of q. "sampled" leaves all of log q − log p inside
+            the expectation.
+        data_mean: Mean of the training images, one number per pixel or one for all; None to take the datamodule's.
+        test_samples: Number of samples for `test/elbo` and `test/bound`, drawn in chunks of bounded memory.
         **training: Optimizers and their schedulers, see `EstimatorModule`.
 
     Raises:
-        TypeError: The estimator does not support the latents.
-        ValueError: A size or a name is impossible, or the estimator cannot handle the cost.
+        TypeError: The estimator does not support the family of the latents.
+        ValueError: A size is out of range, a name is unknown, or the estimator cannot handle the cost.
 
-    Source: Kingma & Welling (2014), *Auto-encoding variational Bayes*; families: Figurnov, Mohamed & Mnih (2018) and
-    the second paper. Importance-weighted bound: Burda et al. (2016), eq. 8.
+    Source: Kingma & Welling (2014), *Auto-encoding variational Bayes*, https://arxiv.org/abs/1312.6114. Families:
+    Figurnov, Mohamed & Mnih (2018), *Implicit reparameterization gradients*, https://arxiv.org/abs/1805.08498, and
+    Echraibi et al. (2020), *Generalized stochastic backpropagation*, https://hal.science/hal-02968975.
+    Importance-weighted bound: Burda, Grosse & Salakhutdinov (2016), *Importance weighted autoencoders*, eq. 8,
+    https://arxiv.org/abs/1509.00519.
 
     Example:
         >>> import torch
@@ -158,9 +168,9 @@ class ContinuousLatentModel(LatentImageModel):
         self._rehearse(num_pixels)
 
     def _rehearse(self, num_pixels: int) -> None:
-        """Compute one loss and forget it: some estimators see only in the cost that they cannot handle it."""
+        """Compute one loss and discard it: some estimators can tell only from the cost that they cannot handle it."""
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            self.eval()  # running statistics stay as they are
+            self.eval()  # so that running statistics do not change
             self.loss(torch.zeros(1, num_pixels))
             self.train()
 

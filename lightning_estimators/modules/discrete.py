@@ -23,47 +23,56 @@ __all__ = ["DiscreteLatentModel"]
 
 
 class DiscreteLatentModel(LatentImageModel):
-    r"""A hierarchy of L layers of discrete latents under images, trained on the negative ELBO.
+    r"""A model of images x with L layers of discrete latents b, trained on the negative ELBO.
 
-    Inference $q(b_1|x)\, q(b_2|b_1) \dots$, generation $p(b_L)\, p(b_{L-1}|b_L) \dots p(x|b_1)$, and the loss per image
+    Layer 1 is next to the image. The model infers by $q(b_1|x)\, q(b_2|b_1) \dots$, generates by
+    $p(b_L)\, p(b_{L-1}|b_L) \dots p(x|b_1)$, and minimises
 
     $$-\mathrm{ELBO} = E_q\Big[-\log p(x|b_1) + \sum_i \log q(b_i|b_{i-1}) - \log p(b_i|b_{i+1})\Big].$$
 
-    The expectation over each layer is taken by a copy of one estimator, nested in that of the layer below. Pixels are
-    Bernoulli variables of the given intensities (for grey images, the same formula is their cross-entropy). Latents
-    enter networks as 2b − 1, the encoder sees x minus the training mean, and the bias of the pixels starts at
-    logit(clip(mean, .001, .999)). The costs given to the estimators are `objectives`, so that exact rules are cheap.
+    per image, where $b_0$ is x and $p(b_L|b_{L+1})$ is the prior $p(b_L)$. Each layer has a copy of the estimator,
+    which takes the expectation over the layer; the cost given to it contains the expectation over the layer above, so
+    that estimators are nested. The costs are `objectives`, so that exact rules, which need the cost with every
+    coordinate changed, are cheap.
 
-    The training mean is taken once, when a model that has none is first fitted: from `data_mean` if given, else from
-    the attribute `mean` of the datamodule. It is part of the checkpoint.
+    Pixels are Bernoulli variables; grey images enter the same formula, which is then a cross-entropy. Networks receive
+    latents as 2b − 1, and the encoder receives x minus the training mean. The pixels' bias starts at
+    logit(clip(mean, .001, .999)).
 
-    Logged besides what `EstimatorModule` logs (all in nats per image, averaged over images):
+    The training mean is set once, when a model that has none is first fitted: to `data_mean` if given, else to the
+    attribute `mean` of the datamodule. It is saved in checkpoints.
 
-    - `val/loss`: negative ELBO at one hard sample of the latents, whatever the estimator does in training.
-    - `test/elbo`: ELBO, averaged over `test_samples` samples.
+    The following is logged besides what `EstimatorModule` logs, all in nats per image, averaged over images.
+
+    - `val/loss`: negative ELBO at one sample from q (never a relaxed sample, even if the estimator uses those).
+    - `test/elbo`: ELBO, averaged over `test_samples` samples from q.
     - `test/bound`: importance-weighted bound $\log \frac1K \sum_k p(x, b_k) / q(b_k|x)$ with K = `test_samples`: an
-      estimate of the log-likelihood, from below.
+      estimate of the log-likelihood that lies below it in expectation.
 
     Args:
-        estimator: Takes the expectations; copied for each layer.
+        estimator: Estimates the expectations and their gradients; each layer gets a copy.
         image_shape: Channels, height and width of the images.
-        latent: Family of the latents.
-        num_latents: Variables per layer, from the data upwards.
-        num_categories: Categories per variable; for categorical latents only.
-        hidden: Widths of the hidden tanh layers of every conditional, from the data upwards in q and downwards in p;
-            empty for linear conditionals.
-        prior: Whether the logits of the top layer's prior, which start at 0, are learned or stay there.
-        kl: "analytic" uses the closed form of the entropy of each q and of the top layer's KL given the layer below;
-            "sampled" leaves log q − log p inside the expectation.
-        data_mean: Mean of the training images, one number per pixel or one for all; None to ask the datamodule.
-        test_samples: Samples K of `test/bound`; they are drawn in chunks of bounded memory.
+        latent: Family of the latents: "bernoulli" or "categorical".
+        num_latents: Number of variables in each layer, from the data upwards.
+        num_categories: Number of categories of each variable, at least 2; for categorical latents only.
+        hidden: Widths of the hidden tanh layers in the network of every conditional distribution, listed from the data
+            upwards; the networks of p, which lead downwards, use them in reverse order. Empty for linear networks.
+        prior: Whether the logits of the top layer's prior, which start at 0, are "learned" or stay "fixed".
+        kl: "analytic" uses closed forms, given a sample of the layer below: in the top layer that of the KL divergence
+            of q from the prior, in the others that of the entropy of q. "sampled" leaves all of log q − log p inside
+            the expectation.
+        data_mean: Mean of the training images, one number per pixel or one for all; None to take the datamodule's.
+        test_samples: Number of samples for `test/elbo` and `test/bound`, drawn in chunks of bounded memory.
         **training: Optimizers and their schedulers, see `EstimatorModule`.
 
     Raises:
-        TypeError: The estimator does not support the latents.
-        ValueError: A size or a name is impossible.
+        TypeError: The estimator does not support the family of the latents.
+        ValueError: A size is out of range, or a name is unknown.
 
-    Source: first paper, 5.2; second paper, appendix B. Importance-weighted bound: Burda et al. (2016), eq. 8.
+    Source: Grathwohl et al. (2018), *Backpropagation through the void* (section 5.2 of its draft),
+    https://arxiv.org/abs/1711.00123; Echraibi et al. (2020), *Generalized stochastic backpropagation*, appendix B,
+    https://hal.science/hal-02968975. Importance-weighted bound: Burda, Grosse & Salakhutdinov (2016), *Importance
+    weighted autoencoders*, eq. 8, https://arxiv.org/abs/1509.00519.
 
     Example:
         >>> import torch
@@ -129,7 +138,8 @@ class DiscreteLatentModel(LatentImageModel):
         return BernoulliLinear(weight, bias, below, len(self.event_shapes[i]), signed=network.signed)
 
     def _log_probs(self, i: int, z: Tensor, q: Distribution) -> Tensor:
-        # Extended linearly to z between 0 and 1, where relaxations take it. Logits of categoricals are normalised.
+        # Linear in z, so it is also defined between 0 and 1, where relaxations evaluate it. The logits of a categorical
+        # are normalised, so they are its log probabilities.
         logits = _logits(q)
         return z * logits if self.latent == "categorical" else z * logits - softplus(logits)
 
@@ -139,7 +149,7 @@ class DiscreteLatentModel(LatentImageModel):
 
     def _pixel_cost(self, pixels: Tensor, output: Tensor) -> Tensor:
         logits = at_least_float32(output)
-        if not logits.requires_grad:  # as at the changed latents of exact rules, where this is half of the time
+        if not logits.requires_grad:  # as for rules that change every latent in turn: half of their time is spent here
             return summed_softplus(logits) - (pixels * logits).sum(-1)
         return (softplus(logits) - pixels * logits).sum(-1)
 
@@ -153,8 +163,8 @@ class DiscreteLatentModel(LatentImageModel):
         return self._q(len(self.event_shapes) - 1, self.prior.flatten())
 
     def _q(self, i: int, output: Tensor) -> Distribution:
-        # In half precision probabilities would round to 1. Not validated: the training loop reports logits that are
-        # not finite, and names the step.
+        # In half precision probabilities would round to 1. Not validated here: the training loop reports logits that
+        # are not finite, and says at which step.
         logits = at_least_float32(output.reshape(*output.shape[:-1], *self.event_shapes[i]))
         bernoulli = self.latent == "bernoulli"
         base = Bernoulli(logits=logits, validate_args=False) if bernoulli else unvalidated_one_hot_categorical(logits)

@@ -1,4 +1,4 @@
-"""Families of continuous latents: how a distribution is made of the output of a network, and its density in parts."""
+"""Families of continuous latents: how a network's output parametrises them, and their log density entry by entry."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_estimators.distributions import base_distribution
 __all__ = ["FAMILIES", "Family", "log_densities", "positive"]
 
 SCALE_FLOOR = 1e-3
-"""The least scale or rate."""
+"""Lower bound of scales and rates."""
 SHAPE_FLOOR = 0.1
-"""The least shape (concentration): at 0.1, one draw in 10 000 underflows in float32; at 0.01, every other does."""
+"""Lower bound of shapes (concentrations). At 0.1 one draw in 10,000 underflows in float32; at 0.01 half of them do."""
 
 
 def positive(x: Tensor, floor: float) -> Tensor:
-    """Map the output of a network to positive numbers above a floor, 0 to 1, through softplus.
+    """Map the output of a network through softplus to positive numbers above a floor, such that 0 is mapped to 1.
 
     Example:
         >>> positive(torch.tensor([-1e4, 0.0]), floor=0.1)
@@ -33,12 +33,12 @@ def positive(x: Tensor, floor: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of distributions on the output of a network, where an output of 0 is the standard member.
+    """A family of distributions whose parameters are the output of a network; output 0 gives its standard member.
 
     Attributes:
-        make: The distribution, of as many parameters as there are floors, each of the shape of z.
-        floors: For each parameter, where it starts if it must be positive (see `positive`), else None.
-        standard: Parameters of the standard member.
+        make: Makes the distribution from as many parameters as there are floors, each of the shape of z.
+        floors: The lower bound of each parameter that must be positive (see `positive`); None for the others.
+        standard: Parameters of the standard member, such as location 0 and scale 1.
     """
 
     make: Callable[..., Distribution]
@@ -50,7 +50,7 @@ class Family:
 
         Args:
             output: Shape `batch_shape + (len(floors) * size of the event,)`.
-            event_shape: Shape of z; a Dirichlet is over the last axis.
+            event_shape: Shape of z; a Dirichlet variable extends over the last axis.
         """
         parts = output.reshape(*output.shape[:-1], len(self.floors), *event_shape).unbind(-len(event_shape) - 1)
         pairs = zip(parts, self.floors, strict=True)
@@ -58,7 +58,7 @@ class Family:
 
     def of(self, *parameters: Tensor) -> Distribution:
         """Return the distribution of z given its parameters; all variables of a layer are one event."""
-        # Not validated: the training loop reports parameters that are not finite, and names the step.
+        # Not validated here: the training loop reports parameters that are not finite, and says at which step.
         base = self.make(*parameters, validate_args=False)
         return Independent(base, 1, validate_args=False)
 
@@ -73,12 +73,13 @@ FAMILIES = {
 
 
 def log_densities(q: Distribution, z: Tensor) -> Tensor:
-    """Return the log density in parts that sum to it, one per entry of z, each a function of that entry only.
+    """Return the log density as a sum of parts, one per entry of z, each a function of that entry only.
 
-    Values that rounding has put on the edge of the support count as the nearest inside, where the density is finite.
+    Values that were rounded onto the boundary of the support are moved to the nearest number inside it, where the
+    density is finite.
 
     Args:
-        q: Normal, Laplace, gamma, beta or Dirichlet, in any number of `Independent`.
+        q: Normal, Laplace, gamma, beta or Dirichlet, in any number of `Independent` wrappers.
         z: Shape `sample_shape + batch_shape + event_shape` of q.
 
     Example:

@@ -1,4 +1,4 @@
-"""Images under layers of latent variables: all that does not depend on the family of the latents."""
+"""The base class of models of images with layers of latents: all that does not depend on the family of the latents."""
 
 from __future__ import annotations
 
@@ -23,39 +23,44 @@ from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is
 __all__ = ["Expectation", "LatentImageModel", "at_least_float32", "check_choice"]
 
 Expectation = Callable[[int, Distribution, Objective, Tensor], Tensor]
-"""`(layer, q, f, context) -> E_q[f]`, shape `q.batch_shape`: by an estimator in training, at one sample else."""
+"""`(layer, q, f, context) -> E_q[f]`, shape `q.batch_shape`: by an estimator in training, otherwise at one sample."""
 
 MAX_ELEMENTS = 2**20
-"""Numbers in the widest activation while a bound is computed: 4 MiB in float32, which a CPU's cache holds."""
+"""Most numbers in the widest activation while a bound is computed: 4 MiB in float32, which fit in a CPU's cache."""
 
 
 class LatentImageModel(ImageModel, ABC):
-    r"""Images x under L layers of latents z, trained on the negative ELBO.
+    r"""A model of images x with L layers of latents z, trained on the negative ELBO.
 
-    Inference $q(z_1|x)\, q(z_2|z_1) \dots$, generation $p(z_L)\, p(z_{L-1}|z_L) \dots p(x|z_1)$, and the loss per image
+    Layer 1 is next to the image. The model infers by $q(z_1|x)\, q(z_2|z_1) \dots$, generates by
+    $p(z_L)\, p(z_{L-1}|z_L) \dots p(x|z_1)$, and minimises
 
     $$-\mathrm{ELBO} = E_q\Big[-\log p(x|z_1) + \sum_i \log q(z_i|z_{i-1}) - \log p(z_i|z_{i+1})\Big].$$
 
-    The expectation over each layer is taken by a copy of one estimator, nested in that of the layer below. The encoder
-    sees x minus the training mean, and the bias of the pixels starts where it gives that mean (`ImageModel`).
+    per image, where $z_0$ is x and $p(z_L|z_{L+1})$ is the prior $p(z_L)$. Each layer has a copy of the estimator,
+    which takes the expectation over the layer; the cost given to it contains the expectation over the layer above, so
+    that estimators are nested. The encoder receives x minus the training mean, and the pixels' bias starts where it
+    gives that mean (`ImageModel`).
 
     Implementing one:
 
     1. In `__init__`, after `super().__init__(...)`, set `kl` and `event_shapes` (of the latents, from the data upwards)
-       and build the networks: `encoder[0]` is an `MLP` of pixels, `encoder[i]` a `LatentMLP` of layer i - 1,
-       `decoder[i]` a `LatentMLP` of layer i whose output describes layer i - 1 (0: the pixels).
-    2. Call `_add_estimators(estimator, image_shape, data_mean, test_samples)` at its end.
-    3. Implement the abstract methods. Override `_reconstruction` where structure makes the cost cheaper, and
-       `_has_kinks` where the networks are not smooth.
+       and build the networks. In code layers are counted from 0: `encoder[0]` is an `MLP` of pixels, `encoder[i]` a
+       `LatentMLP` of layer i - 1, and `decoder[i]` a `LatentMLP` of layer i whose output parametrises layer i - 1
+       (for i = 0, the pixels).
+    2. Call `_add_estimators(estimator, image_shape, data_mean, test_samples)` at the end of `__init__`.
+    3. Implement the abstract methods. Override `_reconstruction` where the structure of the decoder makes the cost
+       cheaper, and `_has_kinks` where the networks are not smooth.
 
-    Logged besides what `EstimatorModule` logs (all in nats per image, averaged over images):
+    The following is logged besides what `EstimatorModule` logs, all in nats per image, averaged over images.
 
-    - `val/loss`: negative ELBO at one hard sample of the latents, whatever the estimator does in training.
-    - `test/elbo`: ELBO, averaged over `test_samples` samples.
+    - `val/loss`: negative ELBO at one sample from q (never a relaxed sample, even if the estimator uses those).
+    - `test/elbo`: ELBO, averaged over `test_samples` samples from q.
     - `test/bound`: importance-weighted bound $\log \frac1K \sum_k p(x, z_k) / q(z_k|x)$ with K = `test_samples`: an
-      estimate of the log-likelihood, from below.
+      estimate of the log-likelihood that lies below it in expectation.
 
-    Source: importance-weighted bound: Burda et al. (2016), eq. 8.
+    Source of the bound: Burda, Grosse & Salakhutdinov (2016), *Importance weighted autoencoders*, eq. 8,
+    https://arxiv.org/abs/1509.00519.
     """
 
     kl: str
@@ -65,7 +70,7 @@ class LatentImageModel(ImageModel, ABC):
 
     @abstractmethod
     def _q(self, i: int, output: Tensor) -> Distribution:
-        """Return the latents of layer i given the output of a network, event shape `event_shapes[i]`."""
+        """Return the distribution of layer i given the output of a network; its event shape is `event_shapes[i]`."""
 
     @abstractmethod
     def _prior(self) -> Distribution:
@@ -73,22 +78,22 @@ class LatentImageModel(ImageModel, ABC):
 
     @abstractmethod
     def _log_probs(self, i: int, z: Tensor, q: Distribution) -> Tensor:
-        """Return log q(z) of layer i in one part per entry of z, of which entry j depends on no other than z_j."""
+        """Return log q(z) of layer i as parts, one per entry of z, of which part j depends on z_j only."""
 
     @abstractmethod
     def _kl(self, i: int, q: Distribution) -> Tensor:
-        """Return minus the entropy of q, for the top layer KL(q, prior), in closed form, shape `q.batch_shape`."""
+        """Return, in closed form, KL(q, prior) in the top layer, else minus the entropy of q; shape `q.batch_shape`."""
 
     @abstractmethod
     def _pixel_cost(self, pixels: Tensor, output: Tensor) -> Tensor:
-        """Return -log p(x|z) given the output of `decoder[0]`, shape without the last axis."""
+        """Return -log p(x|z) given the output of `decoder[0]`, of its shape without the last axis."""
 
     @abstractmethod
     def _means(self, output: Tensor) -> Tensor:
         """Return the means of the pixels given the output of `decoder[0]`."""
 
     def _has_kinks(self, i: int) -> bool:
-        """Whether what the networks make of z_i has kinks, which derivatives above the first would miss."""
+        """Whether the cost has kinks as a function of z_i, which derivatives above the first would miss."""
         return False
 
     def _add_estimators(
@@ -98,7 +103,7 @@ class LatentImageModel(ImageModel, ABC):
         data_mean: float | list[float] | None,
         test_samples: int,
     ) -> None:
-        """Give every layer its estimator, refuse those that cannot work, and set up mean and metrics."""
+        """Give every layer a copy of the estimator, refuse one that cannot work, and set up mean and metrics."""
         if test_samples < 1:
             raise ValueError(f"test_samples must be at least 1, got {test_samples}.")
         self.test_samples = test_samples
@@ -107,7 +112,7 @@ class LatentImageModel(ImageModel, ABC):
         for i, network in enumerate(self.encoder):
             output = torch.zeros(1, cast(MLP, network).last.out_features)
             self._estimator(i).prepare(self._q(i, output), torch.zeros(1, len(self.data_mean)))
-        # Imputing NaN by NaN keeps it visible: other strategies of torchmetrics drop it from the mean.
+        # Replacing NaN by NaN keeps it visible: by default torchmetrics would drop it from the mean.
         self.val_loss = MeanMetric(nan_strategy=math.nan)
         self.test_elbo = MeanMetric(nan_strategy=math.nan)
         self.test_bound = MeanMetric(nan_strategy=math.nan)
@@ -139,13 +144,13 @@ class LatentImageModel(ImageModel, ABC):
         self.log("test/bound", self.test_bound, on_step=False, on_epoch=True)
 
     def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> dict[str, Tensor | list[Tensor]]:
-        """Return `reconstructions` (pixel means, `(B, *image_shape)`) and `latents` (per layer, a sample of q)."""
+        """Return `reconstructions` (pixel means, `(B, *image_shape)`) and `latents` (for each layer, a sample of q)."""
         latents = self.infer(batch)
         return {"reconstructions": self._pixel_means(latents[0]), "latents": latents}
 
     @torch.no_grad()
     def infer(self, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """Draw the latents of each layer given images `(B, *image_shape)`; entries of shape `(B, *event_shape)`."""
+        """Draw the latents given images `(B, *image_shape)`; for each layer a tensor of shape `(B, *event_shape)`."""
         h, latents = self._pixels(x) - self.data_mean, []
         for i, network in enumerate(self.encoder):
             h = sample(self._q(i, network(h)))
@@ -154,7 +159,7 @@ class LatentImageModel(ImageModel, ABC):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Return the pixel means given a sample of the latents of images x; shape and range of x."""
+        """Return the pixel means given a sample of the latents of images x, with the shape and range of x."""
         return self._pixel_means(self.infer(x)[0])
 
     @torch.no_grad()
@@ -167,7 +172,7 @@ class LatentImageModel(ImageModel, ABC):
 
     @torch.no_grad()
     def bounds(self, x: Tensor | Sequence[Tensor], num_samples: int) -> tuple[Tensor, Tensor]:
-        """Return the ELBO (mean log weight) and the importance-weighted bound (log mean weight), each `(B,)`.
+        """Return the ELBO (mean log weight) and the importance-weighted bound (log mean weight), both of shape `(B,)`.
 
         Args:
             x: Images, `(B, *image_shape)`.
@@ -205,9 +210,9 @@ class LatentImageModel(ImageModel, ABC):
         return self._expected(0, self._q(0, self.encoder[0](context)), pixels, context, expectation)
 
     def _expected(self, i: int, q: Distribution, below: Tensor, context: Tensor, expectation: Expectation) -> Tensor:
-        """E over layers i and above of -log p(below | z_i) + log q - log p, shape `q.batch_shape`.
+        """Return the expectation over layers i and above of -log p(below | z_i) + log q - log p, shape `q.batch_shape`.
 
-        Noise and coordinate changes of estimators add axes on the left of everything, so all broadcasts by itself.
+        Estimators that draw several samples or change coordinates add axes on the left, over which all terms broadcast.
         """
         terms = [self._reconstruction(i, below)]
         if i < len(self.decoder) - 1:
@@ -218,7 +223,7 @@ class LatentImageModel(ImageModel, ABC):
         return value + self._kl(i, q) if self.kl == "analytic" else value
 
     def _reconstruction(self, i: int, below: Tensor) -> Objective:
-        """-log p(below | z_i) as a function of z_i."""
+        """Return -log p(below | z_i) as a function of z_i."""
         network = cast(LatentMLP, self.decoder[i])
         weight, bias = (at_least_float32(tensor) for tensor in network.affine())
 
@@ -229,11 +234,11 @@ class LatentImageModel(ImageModel, ABC):
         return FirstLayerLinear(weight, bias, rest, len(self.event_shapes[i]))
 
     def _above(self, i: int, context: Tensor, expectation: Expectation) -> Objective:
-        """Everything above layer i as a function of z_i, which is both input of q and output of p there."""
+        """Return the cost of the layers above i as a function of z_i: their q depends on it, their p models it."""
         network, shape = cast(LatentMLP, self.encoder[i + 1]), self.event_shapes[i]
         weight, bias = (at_least_float32(tensor) for tensor in network.affine())
         width, size = len(bias), math.prod(shape)
-        # z_i itself travels behind the first pre-activation, through an identity.
+        # The cost needs z_i itself too. An identity appends it to the first pre-activation, which is linear in z_i.
         identity = torch.eye(size, dtype=weight.dtype, device=weight.device).reshape(size, *shape)
 
         def rest(first: Tensor) -> Tensor:
@@ -255,11 +260,11 @@ class LatentImageModel(ImageModel, ABC):
             )
 
     def _cost(self, i: int, below: Tensor, output: Tensor) -> Tensor:
-        """-log p(below | z_i) given the output of `decoder[i]`."""
+        """Return -log p(below | z_i) given the output of `decoder[i]`."""
         return self._pixel_cost(below, output) if i == 0 else -self._log_prob(i - 1, below, self._q(i - 1, output))
 
     def _log_ratios(self, i: int, z: Tensor, q: Distribution) -> Tensor:
-        """Per entry, log q(z_i), minus log p(z_i) if that is the prior."""
+        """Return, for each entry of z_i, log q(z_i), or in the top layer log q(z_i) - log p(z_i)."""
         ratios = self._log_probs(i, z, q)
         return ratios - self._log_probs(i, z, self._prior()) if i == len(self.decoder) - 1 else ratios
 
@@ -277,11 +282,11 @@ class LatentImageModel(ImageModel, ABC):
 
 
 def check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
-    """Raise unless `given` is one of the known."""
+    """Raise a ValueError unless `given` is one of the known choices."""
     if given not in known:
         raise ValueError(f"expected {name} to be one of {known}, got {given!r}.")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return x in float32 at least: half precision would round probabilities and noise."""
+    """Return x, converted to float32 if it is in half precision, which would round probabilities and noise."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
