@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lightning_estimators.baselines.running import RunningBaseline
 from lightning_estimators.model_parts import gradient_estimators
 
 __all__ = ["AverageWholeParameters"]
@@ -31,7 +32,11 @@ class AverageWholeParameters(pl.Callback):
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse what torch cannot do."""
+        """Refuse what torch cannot do; let baselines average over processes, which they do unasked under DDP only."""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            for part in pl_module.modules():
+                if isinstance(part, RunningBaseline) and part.average_over_processes is None:
+                    part.average_over_processes = True
         sharded = {parameter for parameter in pl_module.parameters() if isinstance(parameter, DTensor)}
         for path, estimator in gradient_estimators(pl_module).items():
             own = {parameter for parameter in estimator.parameters() if parameter.requires_grad}
