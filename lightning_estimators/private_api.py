@@ -19,12 +19,15 @@ if TYPE_CHECKING:  # estimators import this module, and they import torch only
 
 __all__ = [
     "backward_number",
+    "categorical_of",
     "given_by_command_line",
     "has_probabilities",
     "inside_data_parallel_forward",
     "is_compilation_disabled",
+    "is_given_by_probs",
     "is_saving_hooked",
     "mark_compiled_sizes",
+    "one_hot_of",
     "set_logged_step",
     "unvalidated_one_hot_categorical",
     "version",
@@ -41,10 +44,32 @@ def unvalidated_one_hot_categorical(logits: Tensor) -> OneHotCategorical:
     Args:
         logits: Unnormalised log probabilities, shape `batch_shape + (categories,)`.
     """
-    q = OneHotCategorical.__new__(OneHotCategorical)
-    q._categorical = Categorical(logits=logits, validate_args=False)
-    Distribution.__init__(q, logits.shape[:-1], logits.shape[-1:], validate_args=False)
-    return q
+    return one_hot_of(Categorical(logits=logits, validate_args=False))
+
+
+def one_hot_of(q: Categorical, family: type[OneHotCategorical] = OneHotCategorical) -> OneHotCategorical:
+    """Return the one-hot variable on an index-valued one, sharing its tensors, without validation.
+
+    Args:
+        q: The index-valued variable.
+        family: The class of what is returned, whose own constructor is not called.
+    """
+    one_hot = family.__new__(family)
+    one_hot._categorical = q
+    Distribution.__init__(one_hot, q.batch_shape, q.param_shape[-1:], validate_args=False)
+    return one_hot
+
+
+def categorical_of(q: OneHotCategorical) -> Categorical:
+    """Return the index-valued variable that a one-hot variable of torch holds."""
+    return q._categorical
+
+
+def is_given_by_probs(q: Distribution) -> bool:
+    """Whether a Bernoulli, categorical or one-hot variable was built from probabilities, not logits."""
+    inner = q._categorical if isinstance(q, OneHotCategorical) else q
+    given = vars(inner).get("probs")
+    return given is not None and given is getattr(inner, "_param", None)
 
 
 def has_probabilities(q: OneHotCategorical) -> bool:

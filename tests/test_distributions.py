@@ -95,7 +95,8 @@ def test_saturated_samples_are_what_they_must_be():
 def test_categories_do_not_run_out_of_range_where_probabilities_sum_to_less_than_one(monkeypatch):
     top = torch.tensor(1.0).nextafter(torch.tensor(0.0)).item()
     monkeypatch.setattr(
-        "lightning_estimators.distributions.uniform", lambda batch, event, **_: torch.full((*batch, *event), top)
+        "lightning_estimators.distributions.sampling.uniform",
+        lambda batch, event, **_: torch.full((*batch, *event), top),
     )
     z = sample(OneHotCategorical(logits=torch.randn(1000, 7)))
     assert torch.equal(z.argmax(-1), torch.full((1000,), 6))

@@ -197,3 +197,17 @@ def test_whole_numbers_are_not_read_as_fractions():
         "the types of jsonargparse's options are no longer in parser._actions[...]._typehint: find where they are, and "
         "change private_api.whole_numbers_first"
     )
+
+
+def test_one_hot_variables_hold_an_index_and_know_what_they_were_given():
+    index = torch.distributions.Categorical(logits=torch.zeros(2, 3))
+    one_hot = private_api.one_hot_of(index)
+    assert private_api.categorical_of(one_hot) is index, "OneHotCategorical no longer keeps `_categorical`"
+    assert one_hot.sample().shape == (2, 3), "OneHotCategorical needs more than `_categorical` and its shapes"
+    for family in (torch.distributions.Bernoulli, torch.distributions.OneHotCategorical):
+        for name in ("probs", "logits"):
+            q = family(**{name: torch.full((2, 3), 1 / 3)})
+            assert q.probs is not None  # worked out and kept where it was not given
+            assert q.logits is not None
+            expected = name == "probs"
+            assert private_api.is_given_by_probs(q) is expected, "`_param` is no longer what was given"

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_estimators.configurable import Configurable
-from lightning_estimators.distributions import base_distribution, distribution_parameters, rebuild, sample
+from lightning_estimators.distributions import (
+    as_one_hot,
+    base_distribution,
+    check_no_hidden_parameters,
+    distribution_parameters,
+    of_index,
+    rebuild,
+    sample,
+)
 from lightning_estimators.estimators.attach import attach_gradients, attach_surrogate_loss
 from lightning_estimators.estimators.estimate import Estimate, average, check_estimate
 from lightning_estimators.estimators.leaves import cost_in_its_precision, parameters_per_sample
@@ -134,7 +142,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
             Tensor of shape `q.batch_shape`.
 
         Raises:
-            TypeError: q is not of a supported family.
+            TypeError: q is not of a supported family, or has tensors to learn that are none of its parameters.
             ValueError: q is too large, f returns another shape, or needs no gradient where one is needed; or this is
                 called inside a cost of which a second derivative is taken (`is_twice_differentiable`).
         """
@@ -142,6 +150,10 @@ class GradientEstimator(Configurable, nn.Module, ABC):
             # Derivatives inside derivatives are what torch cannot compile; what is around the estimator it can.
             return cast(Tensor, _run_eagerly(self, q, f, context))
         self.check(q)
+        if (one_hot := as_one_hot(q)) is not q:  # an index: the same variable as a one-hot vector
+            q, f = one_hot, of_index(f)
+        if not self.is_pathwise(q):
+            check_no_hidden_parameters(q)
         self._refuse_second_derivatives(q)
         attached, pathwise = distribution_parameters(q), self.is_pathwise(q)
         cost = cost_in_its_precision(f, len(q.event_shape), attached)
@@ -162,8 +174,14 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         Raises:
             TypeError: q is not of a supported family.
         """
-        if not isinstance(base_distribution(q), self.families):
-            given = type(base_distribution(q)).__name__
+        given = type(base_distribution(q)).__name__
+        if self.gradient_of_f != "none" and as_one_hot(q) is not q:
+            raise TypeError(
+                f"{type(self).__name__} differentiates f in z, and {given} is an index, in which nothing has a "
+                "derivative. Give OneHotCategorical with the same logits and an f of one-hot vectors, or use an "
+                "estimator that takes f as a black box (RELAX, REINFORCE, StochasticBackprop)."
+            )
+        if not isinstance(base_distribution(as_one_hot(q)), self.families):
             supported = ", ".join(family.__name__ for family in self.families)
             raise TypeError(
                 f"{type(self).__name__} supports {supported}; got {given}. "

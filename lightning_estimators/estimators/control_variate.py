@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.estimate import Estimate
-from lightning_estimators.estimators.relaxation import relaxation_of, score
+from lightning_estimators.estimators.relaxation import gradients_of_parameters, relaxation_of, score
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives import Objective
 
@@ -71,8 +71,8 @@ class ControlVariate(GradientEstimator):
         signal = (value.detach() - c_given_b).reshape(value.shape + (1,) * len(q.event_shape))
         pathwise = relaxation.through_normalization(torch.addcmul(in_z, slope, in_z_given_b, value=-1))
         gradient = torch.addcmul(pathwise, signal, score(q, b))
-        surrogate_loss = gradient.square().reshape(*value.shape, -1).sum(-1) if learns else None
-        return Estimate(value, dict.fromkeys(leaves, gradient), surrogate_loss)
+        surrogate_loss = gradient.square().reshape(*value.shape, q.event_shape.numel()).sum(-1) if learns else None
+        return Estimate(value, gradients_of_parameters(q, leaves, gradient), surrogate_loss)
 
     def _gradient(self, c: Tensor, z: Tensor, *, create_graph: bool) -> Tensor:
         if not c.requires_grad:

@@ -77,7 +77,7 @@ class GeneralizedReparameterization(GradientEstimator):
         value = f(z)
         check_differentiable(self, value, z)
         # The density of the noise: that of y, times the derivative of y.
-        log_density = (_log_density(base, y) + spread.log()).reshape(*value.shape, -1).sum(-1)
+        log_density = (_log_density(base, y) + spread.log()).reshape(*value.shape, q.event_shape.numel()).sum(-1)
         return Estimate(value + value.detach() * (log_density - log_density.detach()))
 
 

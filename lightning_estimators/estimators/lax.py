@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lightning_estimators.distributions import base_distribution
+from lightning_estimators.distributions import check_fixed_support, check_reparameterized, draw
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relax import evaluate_surrogate, prepare_surrogate
@@ -21,7 +21,8 @@ __all__ = ["LAX"]
 class LAX(GradientEstimator):
     r"""Estimates the gradient as $[f(z) - r_\phi(z)] \nabla \log q_\theta(z) + \nabla r_\phi(z_\theta(\varepsilon))$.
 
-    Unbiased for every r; φ minimises the variance. Requirements: a q with `rsample` and `log_prob`; nothing of f.
+    Unbiased for every r; φ minimises the variance. Requirements: a q with `rsample` and `log_prob`, whose support does
+    not depend on what is learned; nothing of f.
     Cost: one evaluation of f per sample; one of $r_\phi$ with its gradient, and a second derivative of $r_\phi$.
 
     Args:
@@ -29,7 +30,7 @@ class LAX(GradientEstimator):
         num_samples: Samples per batch element.
 
     Raises:
-        TypeError: q has no `rsample`.
+        TypeError: q has no `rsample`, or one of discrete values; its support moves with what is learned.
         ValueError: The surrogate answers with another shape.
 
     Source: Grathwohl et al. (2018), *Backpropagation through the void*, eq. 7, https://arxiv.org/abs/1711.00123.
@@ -52,13 +53,10 @@ class LAX(GradientEstimator):
         self.surrogate = Surrogate() if surrogate is None else surrogate
 
     def check(self, q: Distribution) -> None:
-        """Refuse families without `rsample`."""
+        """Refuse families without an unbiased `rsample`, and supports that move with what is learned."""
         super().check(q)
-        if not q.has_rsample:
-            raise TypeError(
-                f"LAX needs a distribution with rsample, {type(base_distribution(q)).__name__} has none. "
-                "For discrete variables use RELAX."
-            )
+        check_reparameterized(q, "LAX")
+        check_fixed_support(q, "LAX")
 
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
         """Check q and size the surrogate."""
@@ -75,7 +73,7 @@ class LAX(GradientEstimator):
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Combine the score function of f - r with the pathwise gradient of r."""
-        path = q.rsample()
+        path, log_density = draw(q, attached=True)
         z = path.detach()
         value = f(z)
         parameters = list(leaves.values())
@@ -84,7 +82,7 @@ class LAX(GradientEstimator):
         pathwise = torch.autograd.grad(
             r.sum(), parameters, create_graph=learns, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        scores = torch.autograd.grad(q.log_prob(z).sum(), parameters, allow_unused=True, materialize_grads=True)
+        scores = torch.autograd.grad(log_density.sum(), parameters, allow_unused=True, materialize_grads=True)
         signal = value.detach() - (r if learns else r.detach())
         gradients = {
             name: signal.reshape(signal.shape + (1,) * (score.ndim - signal.ndim)) * score + pathwise[i]
@@ -93,6 +91,6 @@ class LAX(GradientEstimator):
         surrogate_loss = None
         if learns:
             lead = len(q.batch_shape)
-            squares = [g.square().reshape(*g.shape[:lead], -1).sum(-1) for g in gradients.values()]
+            squares = [g.square().reshape(*g.shape[:lead], g.shape[lead:].numel()).sum(-1) for g in gradients.values()]
             surrogate_loss = torch.stack(squares).sum(0)
         return Estimate(value, gradients, surrogate_loss)

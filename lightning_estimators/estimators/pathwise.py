@@ -7,9 +7,25 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import Beta, Dirichlet, Distribution, Gamma, StudentT
+from torch.distributions import (
+    Beta,
+    Dirichlet,
+    Distribution,
+    FisherSnedecor,
+    Gamma,
+    StudentT,
+    TransformedDistribution,
+    Wishart,
+)
 
-from lightning_estimators.distributions import base_distribution, rebuild
+from lightning_estimators.distributions import (
+    base_distribution,
+    check_no_hidden_parameters,
+    check_reparameterized,
+    draw,
+    has_small_concentration,
+    rebuild,
+)
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.cost_gradient import check_differentiable
 from lightning_estimators.estimators.estimate import Estimate
@@ -29,7 +45,7 @@ class Pathwise(GradientEstimator):
         num_samples: Samples per batch element.
 
     Raises:
-        TypeError: q has no `rsample`.
+        TypeError: q has no `rsample`, or one of discrete values.
         ValueError: f cannot be differentiated in z.
 
     Source: Kingma & Welling (2014), *Auto-encoding variational Bayes*, https://arxiv.org/abs/1312.6114; for implicit
@@ -50,13 +66,9 @@ class Pathwise(GradientEstimator):
     gradient_of_f: ClassVar[Literal["none", "samples", "relaxed"]] = "samples"
 
     def check(self, q: Distribution) -> None:
-        """Refuse families without `rsample`."""
+        """Refuse families without an unbiased `rsample`."""
         super().check(q)
-        if not q.has_rsample:
-            raise TypeError(
-                f"Pathwise needs a distribution with rsample, {type(base_distribution(q)).__name__} has none. "
-                "Use StochasticBackprop or REINFORCE."
-            )
+        check_reparameterized(q, "Pathwise")
 
     def is_unbiased(self, q: Distribution) -> bool:
         """It always is."""
@@ -72,7 +84,10 @@ class Pathwise(GradientEstimator):
 
     def is_twice_differentiable(self, q: Distribution) -> bool:
         """Whether the sample is an explicit function of the parameters; implicit derivatives have no derivative."""
-        return not isinstance(base_distribution(q), Gamma | Beta | Dirichlet | StudentT)
+        base = base_distribution(q)
+        while isinstance(base, TransformedDistribution):
+            base = base_distribution(base.base_dist)
+        return not isinstance(base, Gamma | Beta | Dirichlet | StudentT | FisherSnedecor | Wishart)
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Return f at a sample that is attached to the parameters."""
@@ -90,7 +105,9 @@ def _implicit_sample(q: Distribution, parameters: dict[str, Tensor]) -> Tensor:
     does, whose control variate is the cost and whose own parameters learn from the derivative of its gradient.
     """
     leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-    path = rebuild(q, leaves).rsample()
+    on_leaves = rebuild(q, leaves)
+    check_no_hidden_parameters(q)
+    path = draw(on_leaves, attached=True)[0] if has_small_concentration(on_leaves) else on_leaves.rsample()
     z: Tensor = _Implicit.apply(_Path(path, list(leaves.values())), *parameters.values())
     return z
 

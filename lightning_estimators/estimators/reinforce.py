@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from lightning_estimators.baselines import Baseline, MovingAverage
-from lightning_estimators.distributions import base_distribution, sample
+from lightning_estimators.distributions import base_distribution, check_fixed_support, draw, sample
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.estimate import Estimate
-from lightning_estimators.estimators.relaxation import score
+from lightning_estimators.estimators.relaxation import gradients_of_parameters, score
 from lightning_estimators.objectives import Objective
 
 __all__ = ["REINFORCE"]
@@ -21,7 +21,8 @@ __all__ = ["REINFORCE"]
 class REINFORCE(GradientEstimator):
     r"""Estimates the gradient by the score function: $(f(z) - c)\, \nabla_\theta \log q_\theta(z)$.
 
-    Requirements: a q with `log_prob`; nothing of f. Cost: one evaluation of f per sample.
+    Requirements: a q with `log_prob`, whose support does not depend on what is learned (as that of Uniform or Pareto
+    does); nothing of f. Cost: one evaluation of f per sample.
     Unbiased with every baseline but a normalized `LearnedBaseline`, whose gradient is a positive multiple of it.
 
     Args:
@@ -29,6 +30,7 @@ class REINFORCE(GradientEstimator):
         num_samples: Samples per batch element.
 
     Raises:
+        TypeError: The support of q moves with what is learned.
         ValueError: The baseline needs more samples (`LeaveOneOut`: 2), or a context that is not given.
 
     Source: Williams (1992), *Simple statistical gradient-following algorithms for connectionist reinforcement
@@ -61,6 +63,11 @@ class REINFORCE(GradientEstimator):
         """Whether the baseline leaves the mean of the gradient as it is."""
         return self.baseline.is_unbiased()
 
+    def check(self, q: Distribution) -> None:
+        """Refuse supports that move with what is learned."""
+        super().check(q)
+        check_fixed_support(q, "REINFORCE")
+
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
         """Check q; let the baseline refuse a missing context and size itself."""
         super().prepare(q, context)
@@ -72,15 +79,18 @@ class REINFORCE(GradientEstimator):
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Weight the score by the learning signal."""
-        z = sample(q)
+        discrete = isinstance(base_distribution(q), Bernoulli | OneHotCategorical)
+        z, log_density = (sample(q), None) if discrete else draw(q)
         value = f(z)
         signal, loss = self.baseline(value.detach(), context)
-        if isinstance(base_distribution(q), Bernoulli | OneHotCategorical):
+        if log_density is None:
             gradient = signal.reshape(signal.shape + (1,) * len(q.event_shape)) * score(q, z)
-            return Estimate(value, dict.fromkeys(leaves, gradient), loss)
+            return Estimate(value, gradients_of_parameters(q, leaves, gradient), loss)
         # The score of one sample depends on that sample's parameters only, so weighting the log-probabilities
         # by the signal weights every score by its own.
-        (*gradients,) = torch.autograd.grad((signal * q.log_prob(z)).sum(), list(leaves.values()))
+        gradients = torch.autograd.grad(
+            (signal * log_density).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
         return Estimate(value, dict(zip(leaves, gradients, strict=True)), loss)
 
     def diagnostics(self) -> dict[str, Any]:

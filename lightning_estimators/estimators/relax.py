@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from lightning_estimators.distributions import as_one_hot
 from lightning_estimators.estimators.control_variate import ControlVariate
-from lightning_estimators.estimators.relaxation import check_temperature
+from lightning_estimators.estimators.relaxation import check_temperature, decided
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import Objective
 
@@ -68,7 +69,7 @@ class RELAX(ControlVariate):
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
         """Check q and size the surrogate."""
         super().prepare(q, context)
-        prepare_surrogate(self.surrogate, q, context)
+        prepare_surrogate(self.surrogate, as_one_hot(q), context)
 
     def evaluations(self, q: Distribution) -> tuple[int, int]:
         """Return one evaluation of f per sample."""
@@ -76,7 +77,7 @@ class RELAX(ControlVariate):
 
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
         """Return r_φ(z / λ)."""
-        return evaluate_surrogate(self.surrogate, q, z / self.log_temperature.exp(), context)
+        return evaluate_surrogate(self.surrogate, q, undecided(q, z) / self.log_temperature.exp(), context)
 
     def extra_repr(self) -> str:
         """Show the settings, λ as it is now."""
@@ -86,6 +87,11 @@ class RELAX(ControlVariate):
     def diagnostics(self) -> dict[str, Tensor]:
         """Return `temperature`."""
         return {**super().diagnostics(), "temperature": self.log_temperature.detach().exp()}
+
+
+def undecided(q: Distribution, z: Tensor) -> Tensor:
+    """Return relaxations with 0 where they tell nothing: what is impossible, or certain, moves no surrogate."""
+    return z.masked_fill(decided(q), 0.0)
 
 
 def prepare_surrogate(surrogate: nn.Module, q: Distribution, context: Tensor | None) -> None:
@@ -104,7 +110,7 @@ def prepare_surrogate(surrogate: nn.Module, q: Distribution, context: Tensor | N
 def evaluate_surrogate(surrogate: nn.Module, q: Distribution, z: Tensor, context: Tensor | None) -> Tensor:
     """Return r_φ(z, context), shape of z without its event axes."""
     lead = z.shape[: z.ndim - len(q.event_shape)]
-    features = z.reshape(*lead, -1)
+    features = z.reshape(*lead, q.event_shape.numel())
     # In half-precision models the weights are half, and z is not: noise would be too coarse.
     dtype = next((p.dtype for p in surrogate.parameters() if p.is_floating_point()), features.dtype)
     features = features.to(dtype)

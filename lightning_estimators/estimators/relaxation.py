@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from abc import ABC, abstractmethod
 
 import torch
@@ -9,20 +11,24 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 from torch.nn.functional import softplus
 
-from lightning_estimators.distributions import base_distribution, probabilities
+from lightning_estimators.distributions import base_distribution, exact_logits, probabilities
 from lightning_estimators.noise import uniform
 
-__all__ = ["Relaxation", "check_temperature", "relaxation_of", "score"]
+__all__ = ["Relaxation", "check_temperature", "decided", "gradients_of_parameters", "relaxation_of", "score"]
+
+LIMIT = 2.0**30
+"""The largest logit of a relaxation, in place of infinity: relaxed samples are 0 or 1 there, to the last digit."""
 
 
 def relaxation_of(q: Distribution) -> Relaxation:
     """Return the relaxation of Bernoulli or one-hot categorical variables."""
     base = base_distribution(q)
+    if not isinstance(base, Bernoulli | OneHotCategorical):
+        raise TypeError(f"expected Bernoulli or OneHotCategorical variables to relax, got {type(base).__name__}.")
+    logits = exact_logits(q).clamp(-LIMIT, LIMIT)
     if isinstance(base, Bernoulli):
-        return _BernoulliRelaxation(q, base.logits)
-    if isinstance(base, OneHotCategorical):
-        return _CategoricalRelaxation(q, base.logits)
-    raise TypeError(f"expected Bernoulli or OneHotCategorical variables to relax, got {type(base).__name__}.")
+        return _BernoulliRelaxation(q, logits)
+    return _CategoricalRelaxation(q, logits)
 
 
 class Relaxation(ABC):
@@ -32,7 +38,7 @@ class Relaxation(ABC):
 
     Args:
         q: The discrete distribution.
-        logits: Those torch keeps: of categoricals the normalised ones, $\log \pi$.
+        logits: Finite; of categoricals the normalised ones, $\log \pi$.
     """
 
     def __init__(self, q: Distribution, logits: Tensor) -> None:
@@ -133,6 +139,40 @@ def check_temperature(estimator: nn.Module, temperature: float) -> None:
 def score(q: Distribution, b: Tensor) -> Tensor:
     """Return the gradient of log q(b) with respect to the (unnormalised) logits: b - p."""
     return b - probabilities(q).detach()
+
+
+def decided(q: Distribution) -> Tensor:
+    """Return where the relaxation tells nothing: classes that are impossible or certain, variables that are constant.
+
+    What looks at raw relaxations must not look there. The noise of a certain class would be noise in the gradient of
+    all other variables, and the logit of an impossible one, -1e9 for padding, would drown them. Nothing is lost: the
+    gradient is 0 there, to the last digit.
+    """
+    logits = exact_logits(q).detach()
+    impossible = math.log(torch.finfo(logits.dtype).tiny)
+    if isinstance(base_distribution(q), Bernoulli):
+        return logits.abs() > -impossible
+    return (logits < impossible) | (logits == 0)
+
+
+def gradients_of_parameters(q: Distribution, leaves: dict[str, Tensor], gradient: Tensor) -> dict[str, Tensor]:
+    """Return the gradient in the logits as one in the parameters: the same, unless q is on its probabilities.
+
+    It is (see `distribution_parameters`) where one of them is as good as 0 or 1. At 0 and 1 themselves a sample, in
+    which the other outcome never comes up, says nothing of how the expectation changes, and the answer is 0.
+    """
+    if "probs" not in leaves:
+        return dict.fromkeys(leaves, gradient)
+    p = probabilities(q).detach()
+    slope = p * (1 - p) if isinstance(base_distribution(q), Bernoulli) else p
+    if not slope.all():
+        warnings.warn(
+            "some probabilities are exactly 0 or 1: samples tell nothing of the other outcome, so the gradient in "
+            "these is taken as 0. Where they are parameters themselves use StochasticBackprop or Enumeration, which "
+            "evaluate the cost at both outcomes; or give logits.",
+            stacklevel=2,
+        )
+    return {"probs": torch.where(slope > 0, gradient / slope, 0.0)}
 
 
 def _log_exponential(u: Tensor) -> Tensor:

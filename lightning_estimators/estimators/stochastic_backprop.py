@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.distributions import Beta, Dirichlet, Distribution, OneHotCategorical
 
-from lightning_estimators.distributions import Delta, base_distribution, sample
+from lightning_estimators.distributions import Delta, as_one_hot, base_distribution, sample
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.cost_gradient import depends_on
 from lightning_estimators.estimators.estimate import Estimate
@@ -113,6 +113,7 @@ class StochasticBackprop(GradientEstimator):
         """Refuse families without a rule of the kind asked for."""
         if self.is_pathwise(q):
             return
+        q = as_one_hot(q)
         if is_discrete(q):
             rule_for(q, f_gradient=self.f_gradient is True)
         elif self.form == "series":
@@ -125,6 +126,7 @@ class StochasticBackprop(GradientEstimator):
 
     def evaluations(self, q: Distribution) -> tuple[int, int]:
         """Return, for discrete q, one evaluation of f, one as reference of the changes, and one per change."""
+        q = as_one_hot(q)
         size = math.prod(q.event_shape)
         categorical = isinstance(base_distribution(q), OneHotCategorical)
         changes = size - size // q.event_shape[-1] if categorical else size

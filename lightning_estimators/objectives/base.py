@@ -113,7 +113,7 @@ class Objective(ABC):
 
         with torch.no_grad():
             change = self._changes(self, z, changed, len(at.z_new) * coordinates)
-        return at.unflatten(change.reshape(-1, coordinates, points).transpose(1, 2))
+        return at.unflatten(change.reshape(len(at.z_new), coordinates, points).transpose(1, 2))
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
         r"""Return $\partial^n f / \partial z_j^n$ for every coordinate; without gradient.
@@ -202,7 +202,7 @@ class Objective(ABC):
                 leaf = moved.requires_grad_()
                 gradient = repeated_derivative(self(leaf.reshape(len(index), *z.shape)), leaf, 1)
             out[start:stop] = (gradient[copies, :, j] * along[alternative, :, j]).sum(-1)
-        return at.unflatten(out.reshape(-1, coordinates, points).transpose(1, 2))
+        return at.unflatten(out.reshape(len(at.z_new), coordinates, points).transpose(1, 2))
 
     def is_differentiable(self, z: Tensor) -> bool:
         """Whether f has a gradient in z; costs one evaluation of f and of its gradient.

@@ -65,7 +65,7 @@ class FirstLayerLinear(LinearObjective):
                 return torch.baddbmm(flat, delta, columns[j].to(flat.dtype)).reshape(len(index), *first.shape)
 
             change = self._changes(self.rest, first, moved, len(at.z_new) * coordinates)
-        return at.unflatten(change.reshape(-1, coordinates, points).transpose(1, 2))
+        return at.unflatten(change.reshape(len(at.z_new), coordinates, points).transpose(1, 2))
 
     def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
         """Return the slopes: the gradient of `rest` at the moved pre-activation, along the column of W."""
@@ -89,4 +89,4 @@ class FirstLayerLinear(LinearObjective):
                 leaf = moved.requires_grad_()
                 gradient = repeated_derivative(self.rest(leaf.reshape(len(index), *first.shape)), leaf, 1)
             out[start:stop] = (gradient * tangent).sum(-1)
-        return at.unflatten(out.reshape(-1, coordinates, points).transpose(1, 2))
+        return at.unflatten(out.reshape(len(at.z_new), coordinates, points).transpose(1, 2))

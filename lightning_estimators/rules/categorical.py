@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, OneHotCategorical
 
-from lightning_estimators.distributions import probabilities
+from lightning_estimators.distributions import distribution_parameters, probabilities
 from lightning_estimators.objectives import Objective
 from lightning_estimators.rules.base import register_rule
 
 __all__ = ["categorical_rule"]
+
+CHUNK_BYTES = 2**26
+"""The most memory that alternatives take at once."""
 
 
 @register_rule(OneHotCategorical, f_gradient=False)
@@ -23,11 +26,32 @@ def categorical_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
 
     Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 17, https://hal.science/hal-02968975.
     """
-    if z.shape[-1] == 1:  # a single category has no alternative
-        return {"logits": torch.zeros_like(z)}
-    # Alternative a of every variable is the class a places further on, so none of them is the sampled one.
-    alternatives = torch.stack([z.roll(a, -1) for a in range(1, z.shape[-1])])
-    changes = f.coordinate_change(z, alternatives)
-    by_class = (alternatives * changes.unsqueeze(-1)).sum(0)  # zero for the sampled class
     probs = probabilities(q).detach()
-    return {"logits": probs * (by_class - (probs * by_class).sum(-1, keepdim=True))}
+    (name,) = distribution_parameters(q)
+    by_class = _changes_by_class(z, f, probs > 0 if name == "logits" else None)
+    if name == "probs":  # where one is as good as 0: the derivative in it, whatever normalises it
+        return {name: by_class}
+    return {name: probs * (by_class - (probs * by_class).sum(-1, keepdim=True))}
+
+
+def _changes_by_class(z: Tensor, f: Objective, possible: Tensor | None) -> Tensor:
+    """Return f(k, z_-j) - f(z) for every class k, 0 for the sampled one and for what is not possible.
+
+    Alternatives are built in chunks of bounded memory: all at once they would be K × K numbers for every variable.
+    """
+    classes = z.shape[-1]
+    by_class = torch.zeros_like(z)
+    sampled = z.argmax(-1, keepdim=True)
+    step = max(1, CHUNK_BYTES // max(1, z.numel() * z.element_size()))
+    for first in range(1, classes, step):
+        # Alternative a of every variable is the class a places further on, so none of them is the sampled one.
+        shift = torch.arange(first, min(first + step, classes), device=z.device).reshape(-1, *(1,) * z.ndim)
+        index = (sampled + shift) % classes
+        if possible is not None:
+            index = torch.where(possible.expand(len(index), *z.shape).gather(-1, index), index, sampled)
+        alternatives = z.new_zeros(len(index), *z.shape).scatter_(-1, index, 1.0)
+        changes = f.coordinate_change(z, alternatives)
+        index = index.squeeze(-1).movedim(0, -1)
+        changes = torch.where(index == sampled, 0.0, changes.movedim(0, -1)).to(z.dtype)
+        by_class.scatter_add_(-1, index, changes)
+    return by_class

@@ -20,7 +20,7 @@ from torch.distributions import (
     Poisson,
 )
 
-from lightning_estimators import distributions
+from lightning_estimators.distributions import sampling
 from lightning_estimators.objectives import CallableObjective
 from lightning_estimators.rules import dirichlet, jumps, rule_for
 
@@ -62,7 +62,7 @@ def noise(monkeypatch):
 
     monkeypatch.setattr(jumps, "uniform", recording(jumps.uniform))
     monkeypatch.setattr(dirichlet, "uniform", recording(dirichlet.uniform))
-    monkeypatch.setattr(distributions, "standard_gamma", recording(distributions.standard_gamma))
+    monkeypatch.setattr(sampling, "standard_gamma", recording(sampling.standard_gamma))
     return drawn
 
 

@@ -6,7 +6,6 @@ from torch.distributions import (
     Bernoulli,
     Beta,
     Binomial,
-    Categorical,
     Cauchy,
     Chi2,
     Dirichlet,
@@ -15,6 +14,7 @@ from torch.distributions import (
     Independent,
     Laplace,
     LogNormal,
+    Multinomial,
     MultivariateNormal,
     NegativeBinomial,
     Normal,
@@ -44,7 +44,7 @@ def q_of(family):
         MultivariateNormal: lambda: MultivariateNormal(torch.zeros(4, 2, requires_grad=True), scale_tril=torch.eye(2)),
         NegativeBinomial: lambda: NegativeBinomial(ONE.clone().requires_grad_(), logits=ONE),
         Binomial: lambda: Binomial(3, logits=ONE),
-        Categorical: lambda: Categorical(logits=torch.zeros(4, 3)),
+        Multinomial: lambda: Multinomial(3, logits=torch.zeros(4, 3)),
     }
     if family in made:
         return made[family]()
@@ -89,7 +89,7 @@ def test_the_declared_columns_are_the_registered_ones(family):
     StochasticBackprop().check(q)
 
 
-@pytest.mark.parametrize("family", [Cauchy, Binomial, Categorical, LogNormal], ids=lambda family: family.__name__)
+@pytest.mark.parametrize("family", [Cauchy, Binomial, Multinomial, LogNormal], ids=lambda family: family.__name__)
 def test_unknown_families(family):
     for estimator in (StochasticBackprop(), StochasticBackprop(f_gradient=True), StochasticBackprop(f_gradient=False)):
         with pytest.raises(TypeError, match=f"no rule for {family.__name__}.*REINFORCE, or register"):

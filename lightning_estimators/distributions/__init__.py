@@ -1,0 +1,46 @@
+"""What estimators need to know of a `torch.distributions.Distribution`: parameters, rebuilding, sampling.
+
+Any distribution of torch and most classes of one's own work as they are: see `rebuild` for what is asked of a class of
+one's own, and for how it says how it is rebuilt where that is not enough.
+"""
+
+from lightning_estimators.distributions.delta import Delta
+from lightning_estimators.distributions.discrete import (
+    as_one_hot,
+    exact_logits,
+    of_index,
+    probabilities,
+)
+from lightning_estimators.distributions.parameters import (
+    base_distribution,
+    check_no_hidden_parameters,
+    distribution_parameters,
+    rebuild,
+)
+from lightning_estimators.distributions.sampling import (
+    draw,
+    has_small_concentration,
+    log_gamma_sample,
+    sample,
+    standard_gamma,
+)
+from lightning_estimators.distributions.supports import check_fixed_support, check_reparameterized
+
+__all__ = [
+    "Delta",
+    "as_one_hot",
+    "base_distribution",
+    "check_fixed_support",
+    "check_no_hidden_parameters",
+    "check_reparameterized",
+    "distribution_parameters",
+    "draw",
+    "exact_logits",
+    "has_small_concentration",
+    "log_gamma_sample",
+    "of_index",
+    "probabilities",
+    "rebuild",
+    "sample",
+    "standard_gamma",
+]
