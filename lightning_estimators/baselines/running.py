@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -60,28 +61,28 @@ class RunningBaseline(Baseline):
         self.register_buffer("previous", torch.zeros(len(self._names)), persistent=False)
         self.register_buffer("taken", torch.zeros(()), persistent=False)
         self._calls = self._scope = 0
-        self._before_backward: tuple[int, Tensor] = (-1, torch.zeros(()))
-        self._first_passes: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._before_backward: tuple[int, list[Tensor]] = (-1, [])
+        self._first_passes: OrderedDict[bytes, list[Tensor]] = OrderedDict()
 
-    def past(self, cost: Tensor) -> Tensor:
+    def past(self, cost: Tensor) -> Sequence[Tensor]:
         """Return what may be subtracted from a cost: the averages, in the order of their names.
 
         Args:
             cost: As `forward` got it.
         """
-        now = torch.stack([getattr(self, name) for name in self._names])
+        now = self._averages()
         if not self.training:
             return now
         if is_replaying():
-            return self.previous
+            return self.previous.unbind()
         if backward_number() < 0:
             if is_saving_hooked():
                 self._remember(_generator_state(cost.device), now)
-            before = now
+            before: Sequence[Tensor] = now
         else:
             before = self._repeated(cost, now)
         if (scope := current_scope()) != self._scope:  # calls that may be replayed together share what was before all
-            self.previous.copy_(before)
+            torch.stack(list(before), out=self.previous)
             self._scope = scope
         return before
 
@@ -98,13 +99,13 @@ class RunningBaseline(Baseline):
         summed = self._sums_over_processes()
         if not summed and not cost.numel():
             return
-        current = self._means(figures, summed=summed)
-        old = torch.stack([getattr(self, name) for name in self._names])
+        averages, keep = self._averages(), self.decay * self.started
         # `started` is 0 at first, so that the averages jump to the first figures; no branch, no host sync.
-        new = torch.lerp(current.to(old.dtype), old, self.decay * self.started)
-        finite = (new - new).sum() == 0
-        for name, figure in zip(self._names, torch.where(finite, new, old), strict=True):
-            getattr(self, name).copy_(figure)
+        current = self._means(figures, summed=summed)
+        new = [torch.lerp(now.to(old.dtype), old, keep) for now, old in zip(current, averages, strict=True)]
+        finite = functools.reduce(torch.mul, [(figure - figure) == 0 for figure in new])
+        for average, figure in zip(averages, new, strict=True):
+            torch.where(finite, figure, average, out=average)
         self.started.masked_fill_(finite, 1.0)
         self.taken.add_(finite)
 
@@ -116,12 +117,15 @@ class RunningBaseline(Baseline):
         """Show the settings."""
         return f"decay={self.decay}, average_over_processes={self.average_over_processes}"
 
-    def _remember(self, state: bytes, averages: Tensor) -> None:
-        self._first_passes[state] = averages
+    def _averages(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._names]
+
+    def _remember(self, state: bytes, averages: Sequence[Tensor]) -> None:
+        self._first_passes[state] = [average.clone() for average in averages]
         while len(self._first_passes) > _REMEMBERED:
             self._first_passes.popitem(last=False)
 
-    def _repeated(self, cost: Tensor, now: Tensor) -> Tensor:
+    def _repeated(self, cost: Tensor, now: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the averages of the pass that is repeated; of before this backward if there was none with gradients.
 
         Reentrant checkpointing runs the first pass without gradients, so that the repeated ones are the only ones.
@@ -130,7 +134,7 @@ class RunningBaseline(Baseline):
         if known is not None:
             return known
         if self._before_backward[0] != backward_number():
-            self._before_backward = (backward_number(), now)
+            self._before_backward = (backward_number(), [average.clone() for average in now])
         return self._before_backward[1]
 
     def _is_repeated(self, cost: Tensor) -> bool:
@@ -141,9 +145,9 @@ class RunningBaseline(Baseline):
             return False
         return inside_data_parallel_forward() if self.average_over_processes is None else self.average_over_processes
 
-    def _means(self, figures: Sequence[Tensor], *, summed: bool) -> Tensor:
+    def _means(self, figures: Sequence[Tensor], *, summed: bool) -> Sequence[Tensor]:
         if not summed:
-            return torch.stack([figure.mean() for figure in figures])
+            return [figure.mean() for figure in figures]
         count = figures[0].new_tensor(float(figures[0].numel()))
         totals = torch.stack([*(figure.sum() for figure in figures), count])
         try:
@@ -154,7 +158,7 @@ class RunningBaseline(Baseline):
                 "called it in this step. Call the estimator in every process, or build the baseline with "
                 f"average_over_processes=False. ({error})"
             ) from error
-        return totals[:-1] / totals[-1]
+        return (totals[:-1] / totals[-1]).unbind()
 
 
 def _generator_state(device: torch.device) -> bytes:

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_estimators.noise import is_replaying
+from lightning_estimators.objectives.base import NotTwiceDifferentiableError
+
 __all__ = ["attach_gradients", "attach_surrogate_loss"]
 
 
@@ -50,17 +53,36 @@ class _AttachGradients(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, *tensors: Tensor) -> Tensor:
         half = len(tensors) // 2
         ctx.save_for_backward(*tensors[:half])
-        ctx.dtypes = [parameter.dtype for parameter in tensors[half:]]
+        ctx.parameters = tensors[half:]  # not saved: an optimizer may change them before backward
+        ctx.is_inside = is_replaying()  # of a control variate, which takes the gradient for a number on purpose
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
         sent = [
-            (gradient * upstream.reshape(upstream.shape + (1,) * (gradient.ndim - upstream.ndim))).to(dtype)
-            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+            (gradient * upstream.reshape(upstream.shape + (1,) * (gradient.ndim - upstream.ndim))).to(parameter.dtype)
+            for gradient, parameter in zip(gradients, ctx.parameters, strict=True)
         ]
+        if torch.is_grad_enabled() and not ctx.is_inside:
+            sent = [s + _NoSecondDerivative.apply(p) for s, p in zip(sent, ctx.parameters, strict=True)]
         return (upstream, *(None for _ in gradients), *sent)
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Zero; refuses to be differentiated. Added to a gradient that is an estimate, whose derivative is not zero."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor) -> Tensor:
+        return parameter.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor | None:
+        raise NotTwiceDifferentiableError(
+            "a second derivative was asked for in a parameter of q (create_graph=True, or a Hessian), but the first is "
+            "an estimate that consists of numbers: the second would lack terms. Use Enumeration, which is exact and "
+            "can be differentiated any number of times, or Pathwise where q has an explicit rsample."
+        )
 
 
 @dataclass

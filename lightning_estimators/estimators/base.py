@@ -21,10 +21,12 @@ from lightning_estimators.distributions import (
     sample,
 )
 from lightning_estimators.estimators.attach import attach_gradients, attach_surrogate_loss
+from lightning_estimators.estimators.checks import check_context, check_no_tangents, explain_function_transform
+from lightning_estimators.estimators.coupling import refuse_coupled_costs
 from lightning_estimators.estimators.estimate import Estimate, average, check_estimate
 from lightning_estimators.estimators.leaves import cost_in_its_precision, parameters_per_sample
 from lightning_estimators.noise import is_replaying, replay_scope
-from lightning_estimators.objectives import Objective
+from lightning_estimators.objectives import CallableObjective, Objective
 from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
 
 __all__ = ["GradientEstimator"]
@@ -76,13 +78,20 @@ class GradientEstimator(Configurable, nn.Module, ABC):
 
     def __init__(self, num_samples: int = 1) -> None:
         super().__init__()
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < self.min_samples:
-            raise ValueError(
-                f"{type(self).__name__} needs an integer num_samples of at least {self.min_samples}, "
-                f"got {num_samples!r}."
-            )
         self.num_samples = num_samples
+        self.allow_coupled_costs = False
         self.last_surrogate_loss: Tensor | None = None
+        self._has_looked_for_coupling = False
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of z per batch element."""
+        return self._num_samples
+
+    @num_samples.setter
+    def num_samples(self, value: int) -> None:
+        self._check_num_samples(value)
+        self._num_samples = value
 
     @abstractmethod
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
@@ -134,7 +143,10 @@ class GradientEstimator(Configurable, nn.Module, ABC):
 
         Args:
             q: Distribution whose parameters are attached to the graph.
-            f: Cost to minimise, `sample_shape + batch_shape + event_shape -> sample_shape + batch_shape`.
+            f: Cost to minimise, `sample_shape + batch_shape + event_shape -> sample_shape + batch_shape`. The cost of a
+                batch element must depend on its own latents only: a contrastive loss, or BatchNorm in training mode,
+                couples the batch, which is then one event with one cost. The first training step evaluates f twice more
+                to find this out (`allow_coupled_costs = True` leaves it out). f must not change z in place.
             context: Features that learned parts of the estimator may look at (the data x), shape
                 `batch_shape + (features,)`; data, so no gradient flows into it.
 
@@ -143,12 +155,21 @@ class GradientEstimator(Configurable, nn.Module, ABC):
 
         Raises:
             TypeError: q is not of a supported family, or has tensors to learn that are none of its parameters.
-            ValueError: q is too large, f returns another shape, or needs no gradient where one is needed; or this is
-                called inside a cost of which a second derivative is taken (`is_twice_differentiable`).
+            ValueError: q is too large; f returns another shape, has no gradient where one is needed, changes z in place
+                or couples the batch; the context has another shape; or this is called inside a cost of which a second
+                derivative is taken (`is_twice_differentiable`).
+            RuntimeError: Called inside `torch.func.grad`, `vmap` or forward-mode differentiation.
         """
         if torch.compiler.is_compiling():
             # Derivatives inside derivatives are what torch cannot compile; what is around the estimator it can.
             return cast(Tensor, _run_eagerly(self, q, f, context))
+        try:
+            return self._forward(q, f, context)
+        except RuntimeError as error:
+            explain_function_transform(error)
+            raise
+
+    def _forward(self, q: Distribution, f: Cost, context: Tensor | None) -> Tensor:
         self.check(q)
         if (one_hot := as_one_hot(q)) is not q:  # an index: the same variable as a one-hot vector
             q, f = one_hot, of_index(f)
@@ -156,8 +177,12 @@ class GradientEstimator(Configurable, nn.Module, ABC):
             check_no_hidden_parameters(q)
         self._refuse_second_derivatives(q)
         attached, pathwise = distribution_parameters(q), self.is_pathwise(q)
+        check_context(context, q.batch_shape)
+        check_no_tangents(attached.values())
         cost = cost_in_its_precision(f, len(q.event_shape), attached)
         leaves = parameters_per_sample(attached, self.num_samples, detach=not pathwise)
+        if not self._has_looked_for_coupling:
+            self._look_for_coupling(rebuild(q, leaves), cost)
         if not torch.is_grad_enabled() and not pathwise:
             return self.combine(cost(sample(rebuild(q, leaves))))
         estimate = self.estimate(rebuild(q, leaves), leaves, cost, None if context is None else context.detach())
@@ -214,6 +239,23 @@ class GradientEstimator(Configurable, nn.Module, ABC):
     def extra_repr(self) -> str:
         """Show the settings in `repr`."""
         return f"num_samples={self.num_samples}"
+
+    def _check_num_samples(self, value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < self.min_samples:
+            raise ValueError(
+                f"{type(self).__name__} needs an integer num_samples of at least {self.min_samples}, got {value!r}."
+            )
+
+    def _look_for_coupling(self, q: Distribution, cost: Objective) -> None:
+        """Evaluate f twice more, in the first training step only."""
+        if self.allow_coupled_costs or not self.training or not torch.is_grad_enabled() or is_replaying():
+            return
+        self._has_looked_for_coupling = True
+        plain = isinstance(cost, CallableObjective) and not isinstance(cost.f, Objective)
+        if plain and q.batch_shape.numel() > 1:
+            elsewhere = self.gradient_of_f == "relaxed" or self.evaluations(q)[0] > self.num_samples
+            device = next(iter(distribution_parameters(q).values())).device
+            refuse_coupled_costs(type(self).__name__, q, cost, device, elsewhere=elsewhere)
 
     def _refuse_second_derivatives(self, q: Distribution) -> None:
         if is_differentiated_twice() and not self.is_twice_differentiable(q):

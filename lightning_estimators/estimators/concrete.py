@@ -13,18 +13,20 @@ from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.cost_gradient import check_differentiable
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
+from lightning_estimators.estimators.temperature import HasTemperature
 from lightning_estimators.objectives import Objective
 
 __all__ = ["Concrete"]
 
 
-class Concrete(GradientEstimator):
+class Concrete(HasTemperature, GradientEstimator):
     r"""Differentiates f at relaxed samples: $\nabla_\theta f(\sigma_\lambda(z))$; biased.
 
     Bernoulli: $\sigma((l + \operatorname{logit} u) / \lambda)$; categorical:
-    $\operatorname{softmax}((l + G) / \lambda)$. The value is f at the relaxed sample. With `straight_through` f is
-    evaluated at the hard sample and only its gradient passes through the relaxed one. The bias goes to zero with λ, the
-    variance to infinity.
+    $\operatorname{softmax}((l + G) / \lambda)$. The value is f at the relaxed sample; in evaluation mode without
+    gradients, as in validation, it is f at the hard sample, the cost of the discrete model. With `straight_through` f
+    is evaluated at the hard sample and only its gradient passes through the relaxed one. The bias goes to zero with λ,
+    the variance to infinity.
 
     Requirements: an f that is differentiable in z. Cost: one evaluation of f and of its gradient per sample.
 
@@ -84,6 +86,8 @@ class Concrete(GradientEstimator):
         """Return f at the relaxed (or straight-through) sample."""
         relaxation = relaxation_of(q)
         z = relaxation.draw()
+        if not self.training and not torch.is_grad_enabled():
+            return Estimate(f(relaxation.harden(z)))
         soft = relaxation.soften(z, self.log_temperature.exp())
         if self.straight_through:
             soft = relaxation.harden(z) + (soft - soft.detach())

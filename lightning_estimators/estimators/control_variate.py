@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 import torch
@@ -63,9 +64,9 @@ class ControlVariate(GradientEstimator):
         noise = CommonNoise(both.device)
         value = f(b)
         # What is random inside f is drawn once for the hard and the relaxed samples: it cancels in f(b) - c.
-        with noise.replay(new_axis=len(q.batch_shape)):
-            c = self.control_variate(q, both, f, context)
         learns = self.learns()
+        with noise.replay(new_axis=len(q.batch_shape)), _without_compiled_code(if_=learns):
+            c = self.control_variate(q, both, f, context)
         in_z, in_z_given_b = self._gradient(c, both, create_graph=learns)
         c_given_b = c[1] if learns else c[1].detach()
         signal = (value.detach() - c_given_b).reshape(value.shape + (1,) * len(q.event_shape))
@@ -84,3 +85,8 @@ class ControlVariate(GradientEstimator):
             c, z, torch.ones_like(c), create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
         return gradient
+
+
+def _without_compiled_code(*, if_: bool) -> AbstractContextManager[object]:
+    """Run compiled decoders and surrogates as they were before: compiled code has no second derivative."""
+    return torch.compiler.set_stance("force_eager") if if_ else nullcontext()

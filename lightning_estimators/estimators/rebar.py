@@ -10,15 +10,17 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_estimators.estimators.attach import attach_gradients
+from lightning_estimators.estimators.checks import check_finite
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.cost_gradient import check_differentiable
 from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
+from lightning_estimators.estimators.temperature import HasTemperature
 from lightning_estimators.objectives import Objective
 
 __all__ = ["REBAR"]
 
 
-class REBAR(ControlVariate):
+class REBAR(HasTemperature, ControlVariate):
     r"""Estimates the gradient with the control variate $c(z) = \eta f(\sigma_\lambda(z))$; unbiased.
 
     $\hat g = [f(b) - \eta f(\sigma_\lambda(\tilde z))] \nabla_l \log q(b) + \eta \nabla_l f(\sigma_\lambda(z))
@@ -64,6 +66,7 @@ class REBAR(ControlVariate):
     ) -> None:
         super().__init__(num_samples)
         check_temperature(self, temperature)
+        check_finite(self, "eta", eta)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
         self.eta = nn.Parameter(torch.tensor(float(eta)), requires_grad=learn_eta)
 

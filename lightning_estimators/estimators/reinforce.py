@@ -53,10 +53,14 @@ class REINFORCE(GradientEstimator):
     def __init__(self, baseline: Baseline | None = None, num_samples: int = 1) -> None:
         super().__init__(num_samples)
         self.baseline = MovingAverage() if baseline is None else baseline
-        if num_samples < self.baseline.min_samples:
+        self.num_samples = num_samples  # again: the baseline may need more
+
+    def _check_num_samples(self, value: int) -> None:
+        super()._check_num_samples(value)
+        baseline = getattr(self, "baseline", None)  # not yet there when the base is built
+        if baseline is not None and value < baseline.min_samples:
             raise ValueError(
-                f"{type(self.baseline).__name__} needs num_samples of at least {self.baseline.min_samples}, "
-                f"got {num_samples}."
+                f"{type(baseline).__name__} needs num_samples of at least {baseline.min_samples}, got {value}."
             )
 
     def is_unbiased(self, q: Distribution) -> bool:

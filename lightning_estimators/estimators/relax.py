@@ -11,13 +11,14 @@ from torch.distributions import Distribution
 from lightning_estimators.distributions import as_one_hot
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.relaxation import check_temperature, decided
+from lightning_estimators.estimators.temperature import HasTemperature
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import Objective
 
 __all__ = ["RELAX"]
 
 
-class RELAX(ControlVariate):
+class RELAX(HasTemperature, ControlVariate):
     r"""Estimates the gradient with a learned control variate $c(z) = r_\phi(z / \lambda)$ on the relaxation; unbiased.
 
     $\hat g = [f(b) - c(\tilde z)] \nabla_l \log q(b) + \nabla_l c(z) - \nabla_l c(\tilde z)$; φ and log λ minimise the
@@ -96,15 +97,8 @@ def undecided(q: Distribution, z: Tensor) -> Tensor:
 
 def prepare_surrogate(surrogate: nn.Module, q: Distribution, context: Tensor | None) -> None:
     """Size what is lazy; refuse a surrogate that cannot take z and context, or answers with another shape."""
-    try:
-        with torch.no_grad():
-            evaluate_surrogate(surrogate, q, q.mean, context)
-    except RuntimeError as error:
-        behind = "" if context is None else f" and the {context.shape[-1]} of the context behind them"
-        raise ValueError(
-            f"the surrogate, {type(surrogate).__name__}, cannot be evaluated ({error}). Its input has the "
-            f"{q.event_shape.numel()} entries of z{behind}: make its first layer that wide, or torch.nn.LazyLinear."
-        ) from error
+    with torch.no_grad():
+        evaluate_surrogate(surrogate, q, q.mean, context)
 
 
 def evaluate_surrogate(surrogate: nn.Module, q: Distribution, z: Tensor, context: Tensor | None) -> Tensor:
@@ -114,13 +108,21 @@ def evaluate_surrogate(surrogate: nn.Module, q: Distribution, z: Tensor, context
     # In half-precision models the weights are half, and z is not: noise would be too coarse.
     dtype = next((p.dtype for p in surrogate.parameters() if p.is_floating_point()), features.dtype)
     features = features.to(dtype)
-    if context is None:
-        out: Tensor = surrogate(features)
-    elif isinstance(surrogate, Surrogate):
-        out = surrogate(features, context.to(dtype))
-    else:
-        features = torch.cat([features, context.to(dtype).expand(*lead, context.shape[-1])], -1)
-        out = surrogate(features)
+    try:
+        if context is None:
+            out: Tensor = surrogate(features)
+        elif isinstance(surrogate, Surrogate):
+            out = surrogate(features, context.to(dtype))
+        else:
+            features = torch.cat([features, context.to(dtype).expand(*lead, context.shape[-1])], -1)
+            out = surrogate(features)
+    except (RuntimeError, AssertionError) as error:  # torch asserts the width of lazy layers with a loaded state
+        behind = "" if context is None else f" and the {context.shape[-1]} of the context behind them"
+        raise ValueError(
+            f"the surrogate, {type(surrogate).__name__}, cannot be evaluated ({error}). Its input has the "
+            f"{q.event_shape.numel()} entries of z{behind}: make its first layer that wide, or torch.nn.LazyLinear, "
+            "and give q and the context the same sizes in every call."
+        ) from error
     if out.shape != lead and out.shape != (*lead, 1):
         raise ValueError(
             f"a surrogate must map (..., {features.shape[-1]}) to (..., 1) or (...): for an input of shape "

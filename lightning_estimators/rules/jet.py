@@ -7,6 +7,7 @@ every order. A `Jet` carries the coefficients of a power series through elementw
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,8 +22,8 @@ Number = float | int
 class Jet:
     r"""A truncated power series $c_0 + c_1 t + \dots + c_N t^N$ with tensors as coefficients.
 
-    Knows arithmetic, integer and real powers, `sqrt`, `exp`, `expm1`, `log`, `log1p` and `sigmoid`, as methods and as
-    functions of torch.
+    Knows arithmetic, integer and real powers, `sqrt`, `exp`, `expm1`, `log`, `log1p`, `sigmoid`, `lgamma` and `digamma`
+    (of positive arguments), as methods and as functions of torch.
 
     Args:
         coefficients: $c_0, \dots, c_N$, of shapes that broadcast.
@@ -122,6 +123,25 @@ class Jet:
         """Return 1 / (1 + exp(−x))."""
         return ((-self).exp() + 1.0) ** -1
 
+    def lgamma(self) -> Jet:
+        """Return log Γ(x), whose derivatives at a number are polygamma functions."""
+        x = self.coefficients[0]
+        return self._composed([x.lgamma(), *(torch.polygamma(n - 1, x) for n in range(1, len(self.coefficients)))])
+
+    def digamma(self) -> Jet:
+        """Return ψ(x), the derivative of log Γ(x)."""
+        x = self.coefficients[0]
+        return self._composed([torch.polygamma(n, x) for n in range(len(self.coefficients))])
+
+    def _composed(self, derivatives: list[Tensor]) -> Jet:
+        """Return g(x) from the derivatives of g at the constant term, by Horner's scheme."""
+        x = self.coefficients
+        move = Jet([torch.zeros_like(x[0]), *x[1:]])
+        result = self._constant(0.0)
+        for n in range(len(derivatives) - 1, -1, -1):
+            result = result * move + derivatives[n] / math.factorial(n)
+        return result
+
     def _lift(self, other: Jet | Tensor | Number) -> list[Tensor]:
         return other.coefficients if isinstance(other, Jet) else self._constant(other).coefficients
 
@@ -140,7 +160,9 @@ def _reflected(name: str) -> Callable[[Any, Any], Any]:
 
 
 _METHODS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(Jet, name) for name in ("sqrt", "exp", "expm1", "log", "log1p", "sigmoid")},
+    **{name: getattr(Jet, name) for name in ("sqrt", "exp", "expm1", "log", "log1p", "sigmoid", "lgamma", "digamma")},
+    **{f"special_{name}": getattr(Jet, method) for name, method in (("gammaln", "lgamma"), ("digamma", "digamma"))},
+    "special_psi": Jet.digamma,
     **{name: _reflected(name) for name in ("add", "sub", "mul")},
     **{name: _reflected("truediv") for name in ("div", "true_divide")},
     **dict.fromkeys(("pow",), Jet.__pow__),

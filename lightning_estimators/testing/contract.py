@@ -128,6 +128,7 @@ def check_evaluations(factory: Factory, report: Report) -> None:
         q = one_layer(family, logits if family is OneHotCategorical else logits[..., 0])
         subject = build(factory, q)
         subject.estimator.requires_grad_(requires_grad=False)  # training own parameters differentiates more than once
+        subject.estimator.allow_coupled_costs = True  # looking for them evaluates f more often, once
         counted = _Counted(weighted_squares(q), q.event_shape.numel())
         torch.autograd.backward(subject(q, counted).sum())
         asked = (counted.values / len(logits), counted.gradients / len(logits))

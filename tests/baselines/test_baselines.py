@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_estimators.baselines import Baseline, LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline, running
 from lightning_estimators.estimators import REBAR, REINFORCE
 from lightning_estimators.noise import CommonNoise, is_replaying, replay_scope
-from lightning_estimators.testing import Problem
+from lightning_estimators.testing import ExactExpectation
 
 CONTEXT = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
 
@@ -85,7 +85,7 @@ def test_replayed_noise_meets_the_average_from_before_it(name):
 
 def test_a_moving_average_inside_a_control_variate_sees_costs_of_hard_samples_only():
     """With the relaxed costs, of the same noise, it would be biased by (1 - decay) / batch."""
-    problem = Problem(Bernoulli, layers=2)
+    problem = ExactExpectation(Bernoulli, layers=2)
     inner = REINFORCE(MovingAverage()).double()
     estimates = problem.estimates([REBAR().double(), inner], 50)
     assert inner.baseline.average == pytest.approx(estimates["value"].mean().item(), abs=1e-12)

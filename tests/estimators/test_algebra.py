@@ -41,6 +41,7 @@ def fix_noise(monkeypatch):
         assert u.shape == (*batch_shape, *event_shape)
         return u
 
+    monkeypatch.setattr("lightning_estimators.estimators.base.refuse_coupled_costs", lambda *_, **__: None)  # draws
     monkeypatch.setattr("lightning_estimators.distributions.sampling.uniform", uniform)
     monkeypatch.setattr("lightning_estimators.estimators.relaxation.uniform", uniform)
     yield queue.extend

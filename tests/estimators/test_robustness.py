@@ -305,6 +305,7 @@ def test_an_estimator_inside_itself_learns_what_two_of_its_kind_would(make_estim
 
     one = make_estimator()
     one.prepare(Independent(Bernoulli(logits=torch.zeros(5, 2)), 1))
+    one.allow_coupled_costs = True  # looking for them evaluates f more often
     outer, inner = copy.deepcopy(one), copy.deepcopy(one)
     controls = run(outer, inner)
     run(one, one)

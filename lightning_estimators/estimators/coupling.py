@@ -1,0 +1,124 @@
+"""Costs that couple the batch, which no estimator can take: found by changing some latents and looking at others."""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.overrides import TorchFunctionMode
+
+from lightning_estimators.distributions import sample
+from lightning_estimators.noise import CommonNoise
+
+__all__ = ["refuse_coupled_costs"]
+
+_FAR_LEFT = 10**6  # more batch axes than any estimator adds: nothing shares noise along this one
+
+
+def refuse_coupled_costs(
+    name: str, q: Distribution, f: Callable[[Tensor], Tensor], device: torch.device, *, elsewhere: bool
+) -> None:
+    """Raise if the cost of one batch element changes with the latents of another.
+
+    Draws latents, draws those of every second element anew, and looks at the costs of the others. Noise inside f is the
+    same both times, generators are left as they were, and running statistics of BatchNorm are not touched.
+
+    Args:
+        name: Of the estimator, for the message.
+        q: With the samples as first batch axis.
+        f: The cost.
+        device: Where q is.
+        elsewhere: Whether the estimator evaluates f at points that do not occur, for a warning about BatchNorm.
+
+    Raises:
+        ValueError: It does, and not through BatchNorm alone.
+    """
+    with torch.no_grad(), CommonNoise(device).replay(new_axis=_FAR_LEFT), _own_generators(device):
+        watch = _BatchNormWatch()
+        try:
+            with watch:
+                coupled = _is_coupled(q, f)
+        except Exception:  # what is wrong with f will be told when it is evaluated in earnest
+            return
+    if watch.seen and elsewhere:
+        warnings.warn(
+            f"f contains BatchNorm in training mode, and {name} evaluates f at points that do not occur: its running "
+            "statistics, which evaluation uses, will be those of all these points. Put the layer in evaluation mode, "
+            "or use GroupNorm or LayerNorm.",
+            stacklevel=4,
+        )
+    if coupled and not watch.seen:
+        raise ValueError(
+            "f couples the batch: the costs of some elements change with the latents of others, but every estimator "
+            f"takes the cost of an element for a function of its own latents, so the gradient of {name} would be "
+            "wrong. Make the coupled axis part of the event, q = Independent(q, 1), and let f return one cost for all "
+            "of it; or set estimator.allow_coupled_costs = True to accept the error."
+        )
+
+
+def _is_coupled(q: Distribution, f: Callable[[Tensor], Tensor]) -> bool:
+    z = sample(q)
+    lead, rows = z.shape[: len(q.batch_shape)], q.batch_shape.numel()
+    kept = (torch.arange(rows, device=z.device) % 2 == 1).reshape(lead)
+    moved = torch.where(kept.reshape(*lead, *(1,) * len(q.event_shape)), z, sample(q))
+
+    def costs(at: Tensor) -> Tensor:
+        _seed(z.device)
+        return f(at.clone())[kept].double()
+
+    first, second = costs(z), costs(moved)
+    if _is_same(first, second):
+        return False
+    return _is_same(first, costs(z))  # else f is random by itself, and nothing can be told
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    scale = first[first.isfinite()].abs().max().item() if bool(first.isfinite().any()) else 0.0
+    return torch.allclose(first, second, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
+
+
+class _BatchNormWatch(TorchFunctionMode):
+    """Sees BatchNorm in training mode, and lets it use the statistics of the batch without keeping them."""
+
+    seen = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(zip(("input", "running_mean", "running_var", "weight", "bias", "training"), args, strict=False))
+        given |= kwargs or {}
+        if function is torch.nn.functional.batch_norm and given.get("training"):
+            self.seen = True
+            rest = {k: v for k, v in given.items() if k not in ("running_mean", "running_var", "input")}
+            more = dict(zip(("momentum", "eps"), args[6:], strict=False))
+            return function(given["input"], None, None, **rest, **more)
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _own_generators(device: torch.device) -> Iterator[None]:
+    """Leave the generators of torch, Python and NumPy as they were: a resumed run draws what a whole one does."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    state = None if numpy is None else numpy.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            _seed(device)
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(state)
+
+
+def _seed(device: torch.device) -> None:
+    random.seed(0)
+    torch.default_generator.manual_seed(0)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(0)
