@@ -99,7 +99,8 @@ class GradientEstimator(Configurable, nn.Module, ABC):
 
         Args:
             q: Distribution with batch_shape `(num_samples,) + batch_shape`, built on `leaves`.
-            leaves: Its parameters by name (`logits` for discrete families), detached and requiring grad; attached to
+            leaves: Its parameters by name (`logits` for discrete families; `probs` where
+                those were given and one of them is 0 or 1), detached and requiring grad; attached to
                 the user's graph instead if `is_pathwise(q)`.
             f: The cost; callable, and able to answer `coordinate_change`.
             context: What learned parts may look at, broadcastable to `batch_shape + (features,)`, or None.

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_estimators.rules import Jet, series_coefficients
+from lightning_estimators.rules import Jet
+from lightning_estimators.rules.series import series_coefficients
 
 FUNCTIONS = {
     "lgamma": torch.lgamma,
