@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from lightning_estimators.distributions import as_one_hot
 from lightning_estimators.estimators.control_variate import ControlVariate
-from lightning_estimators.estimators.relaxation import check_temperature, decided
+from lightning_estimators.estimators.relaxation import check_temperature, undecided
 from lightning_estimators.estimators.temperature import HasTemperature
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import Objective
@@ -78,7 +78,7 @@ class RELAX(HasTemperature, ControlVariate):
 
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
         """Return r_φ(z / λ)."""
-        return evaluate_surrogate(self.surrogate, q, undecided(q, z) / self.log_temperature.exp(), context)
+        return evaluate_surrogate(self.surrogate, q, z * (undecided(q) / self.log_temperature.exp()), context)
 
     def extra_repr(self) -> str:
         """Show the settings, λ as it is now."""
@@ -88,11 +88,6 @@ class RELAX(HasTemperature, ControlVariate):
     def diagnostics(self) -> dict[str, Tensor]:
         """Return `temperature`."""
         return {**super().diagnostics(), "temperature": self.log_temperature.detach().exp()}
-
-
-def undecided(q: Distribution, z: Tensor) -> Tensor:
-    """Return relaxations with 0 where they tell nothing: what is impossible, or certain, moves no surrogate."""
-    return z.masked_fill(decided(q), 0.0)
 
 
 def prepare_surrogate(surrogate: nn.Module, q: Distribution, context: Tensor | None) -> None:

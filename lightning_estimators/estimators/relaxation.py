@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn.functional import softplus
 from lightning_estimators.distributions import base_distribution, exact_logits, probabilities
 from lightning_estimators.noise import uniform
 
-__all__ = ["Relaxation", "check_temperature", "decided", "gradients_of_parameters", "relaxation_of", "score"]
+__all__ = ["Relaxation", "check_temperature", "gradients_of_parameters", "relaxation_of", "score", "undecided"]
 
 LIMIT = 2.0**30
 """The largest logit of a relaxation, in place of infinity: relaxed samples are 0 or 1 there, to the last digit."""
@@ -23,12 +24,11 @@ LIMIT = 2.0**30
 def relaxation_of(q: Distribution) -> Relaxation:
     """Return the relaxation of Bernoulli or one-hot categorical variables."""
     base = base_distribution(q)
-    if not isinstance(base, Bernoulli | OneHotCategorical):
-        raise TypeError(f"expected Bernoulli or OneHotCategorical variables to relax, got {type(base).__name__}.")
-    logits = exact_logits(q).clamp(-LIMIT, LIMIT)
     if isinstance(base, Bernoulli):
-        return _BernoulliRelaxation(q, logits)
-    return _CategoricalRelaxation(q, logits)
+        return _BernoulliRelaxation(q)
+    if isinstance(base, OneHotCategorical):
+        return _CategoricalRelaxation(q)
+    raise TypeError(f"expected Bernoulli or OneHotCategorical variables to relax, got {type(base).__name__}.")
 
 
 class Relaxation(ABC):
@@ -38,11 +38,15 @@ class Relaxation(ABC):
 
     Args:
         q: The discrete distribution.
-        logits: Finite; of categoricals the normalised ones, $\log \pi$.
     """
 
-    def __init__(self, q: Distribution, logits: Tensor) -> None:
-        self.q, self.logits = q, logits
+    def __init__(self, q: Distribution) -> None:
+        self.q = q
+
+    @cached_property
+    def logits(self) -> Tensor:
+        r"""Those torch keeps, of categoricals the normalised ones $\log \pi$, made finite."""
+        return exact_logits(self.q).clamp(-LIMIT, LIMIT)
 
     @abstractmethod
     def draw(self) -> Tensor:
@@ -141,8 +145,8 @@ def score(q: Distribution, b: Tensor) -> Tensor:
     return b - probabilities(q).detach()
 
 
-def decided(q: Distribution) -> Tensor:
-    """Return where the relaxation tells nothing: classes that are impossible or certain, variables that are constant.
+def undecided(q: Distribution) -> Tensor:
+    """Return 1 where the relaxation tells something, and 0 for impossible or certain classes and constant variables.
 
     What looks at raw relaxations must not look there. The noise of a certain class would be noise in the gradient of
     all other variables, and the logit of an impossible one, -1e9 for padding, would drown them. Nothing is lost: the
@@ -151,8 +155,8 @@ def decided(q: Distribution) -> Tensor:
     logits = exact_logits(q).detach()
     impossible = math.log(torch.finfo(logits.dtype).tiny)
     if isinstance(base_distribution(q), Bernoulli):
-        return logits.abs() > -impossible
-    return (logits < impossible) | (logits == 0)
+        return torch.lt(logits.abs(), -impossible, out=torch.empty_like(logits))
+    return ((logits > impossible) & (logits != 0)).to(logits.dtype)
 
 
 def gradients_of_parameters(q: Distribution, leaves: dict[str, Tensor], gradient: Tensor) -> dict[str, Tensor]:

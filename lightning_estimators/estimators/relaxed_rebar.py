@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_estimators.estimators.rebar import REBAR
-from lightning_estimators.estimators.relax import evaluate_surrogate, prepare_surrogate, undecided
+from lightning_estimators.estimators.relax import evaluate_surrogate, prepare_surrogate
+from lightning_estimators.estimators.relaxation import undecided
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import Objective
 
@@ -66,5 +67,5 @@ class RelaxedREBAR(REBAR):
 
     def control_variate(self, q: Distribution, z: Tensor, f: Objective, context: Tensor | None) -> Tensor:
         """Return r_φ(z) + η f(σ_λ(z))."""
-        learned = evaluate_surrogate(self.surrogate, q, undecided(q, z), context)
+        learned = evaluate_surrogate(self.surrogate, q, z * undecided(q), context)
         return super().control_variate(q, z, f, context) + learned
