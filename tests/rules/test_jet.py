@@ -12,7 +12,7 @@ FUNCTIONS = {
     "digamma": torch.digamma,
     "special.digamma": torch.special.digamma,
     "psi": torch.special.psi,
-    "inside": lambda x: torch.exp(torch.lgamma(1 + x * x) - x) + torch.digamma(x).square(),
+    "inside": lambda x: torch.exp(torch.lgamma(1 + x * x) - x) + torch.digamma(x) ** 2,
 }
 
 
