@@ -27,8 +27,9 @@ def refuse_coupled_costs(
 ) -> None:
     """Raise if the cost of one batch element changes with the latents of another.
 
-    Draws latents, draws those of every second element anew, and looks at the costs of the others. Nothing can be told of an f that
-    is random by itself. Generators are left as they were, and running statistics of BatchNorm are not touched.
+    Draws latents, draws those of every second element anew, and looks at the costs of the others. Nothing can be told
+    of an f that is random by itself. Generators are left as they were, and running statistics of BatchNorm are not
+    touched.
 
     Args:
         name: Of the estimator, for the message.
