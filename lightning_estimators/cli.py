@@ -134,6 +134,8 @@ class EstimatorCLI(LightningCLI):
             self.checkpoint = self._checkpoint_of(subcommand, asked, own)
         except (OSError, ValueError) as error:
             own.error(str(error))
+        # For --help, and for a file that says only what differs.
+        own.set_defaults({name: job for name, job in own.job.items() if imported_class(job["class_path"])})
         parse = parser.parse_object if isinstance(words, dict | Namespace) else parser.parse_args
         self.config = parse(words)
         if problem is not None:
@@ -232,6 +234,11 @@ class EstimatorCLI(LightningCLI):
         if not path or path == "hpc" or str(path).startswith("registry"):
             return path or None
         checkpoint = read_checkpoint(path, weights_only=asked.get("weights_only") is not False)
+        if subcommand == "fit" and "optimizer_states" not in checkpoint:
+            raise ValueError(
+                f"{path} holds weights only (--checkpoint.save_weights_only true), from which `fit` cannot go on; "
+                "validate, test and predict can use it."
+            )
         arguments = dict(checkpoint.get("hyper_parameters") or {})
         arguments.pop("_instantiator", None)
         kept = checkpoint.get(CHECKPOINT_KEY, {})
@@ -315,7 +322,15 @@ def _is_refusal(error: BaseException) -> bool:
     """Whether it is about what was asked for; anything else is a bug to be traced."""
     if isinstance(error, OSError) or str(error).startswith("Error(s) in loading state_dict"):
         return True
-    purposeful = (ValueError, TypeError, FloatingPointError, RuntimeError, RecursionError, MisconfigurationException)
+    purposeful = (
+        ImportError,
+        ValueError,
+        TypeError,
+        FloatingPointError,
+        RuntimeError,
+        RecursionError,
+        MisconfigurationException,
+    )
     packages = ("lightning_estimators.", "lightning.", "torch.optim.", "jsonargparse.", "yaml.", "codecs")
     return isinstance(error, purposeful) and f"{_raised_in(error)}.".startswith(packages)
 

@@ -353,7 +353,27 @@ def test_a_plateau_by_its_short_name():
         main([*FIT, "--model.lr_scheduler", "ReduceLROnPlateau"])
 
 
+def test_a_file_for_all_subcommands_before_the_subcommand():
+    Path("all.yaml").write_text("fit: {model: {init_args: {num_latents: [6]}}, trainer: {max_epochs: 1}}\n")
+    fit = [word for word in FIT if word.startswith("--trainer.")]
+    assert EstimatorCLI(["--config=all.yaml", "fit", *fit]).model.event_shapes == [(6,)]
+
+
 # What cannot work is said in a line
+
+
+def test_weights_alone_cannot_be_resumed(capsys):
+    EstimatorCLI([*FIT, "--checkpoint.save_weights_only=true"])
+    with pytest.raises(SystemExit):
+        main([*FIT, "--ckpt_path=last"])
+    assert "holds weights only" in capsys.readouterr().err
+    main([*TEST, "--ckpt_path=last"])
+
+
+def test_a_logger_that_is_not_installed(capsys):
+    with pytest.raises(SystemExit):
+        main([*FIT, "--trainer.logger=CometLogger"])
+    assert "comet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
