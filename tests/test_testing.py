@@ -19,9 +19,11 @@ from lightning_estimators.testing import (
     ExactExpectation,
     Moments,
     Report,
+    check,
     check_estimator,
     nested_moments,
 )
+from lightning_estimators.testing.contract import check_copies, check_noise, check_shapes
 from lightning_estimators.testing.gradients import check_bias
 
 
@@ -37,12 +39,15 @@ class DisARM(GradientEstimator):
         return 2 * self.num_samples, 0
 
     def estimate(self, q, leaves, f, context):
-        logits = leaves["logits"].detach()
+        logits = base_distribution(q).logits.detach()
         u = uniform(q.batch_shape, q.event_shape, dtype=logits.dtype, device=logits.device)
         b1, b2 = ((v < torch.sigmoid(logits)).to(logits.dtype) for v in (u, 1 - u))
         f1, f2 = f(b1), f(b2)
         half_difference = (0.5 * (f1 - f2)).reshape(f1.shape + (1,) * len(q.event_shape))
         gradient = half_difference * (-1) ** b2 * (b1 != b2) * torch.sigmoid(logits.abs())
+        if "probs" in leaves:  # the parameter that was given
+            slope = torch.sigmoid(logits) * torch.sigmoid(-logits)
+            return Estimate((f1 + f2) / 2, {"probs": gradient / slope.clamp_min(torch.finfo(slope.dtype).tiny)})
         return Estimate((f1 + f2) / 2, {"logits": gradient})
 
 
@@ -220,7 +225,7 @@ BROKEN = {
 def test_broken_estimators_fail_by_name(name):
     factory, check = BROKEN[name]
     with pytest.raises(AssertionError, match=f"^{check}: "):
-        check_estimator(factory)
+        check_estimator(factory, stop_at_first=True)
 
 
 def test_messages_name_problem_figure_and_bound():
@@ -296,3 +301,43 @@ def test_moments_find_a_shift_of_six_standard_errors_and_pass_one_of_five():
         else:
             report.unbiased("check", "problem", moments)
             assert report.comparisons == 2
+
+
+class DrawsElsewhere(DisARM):
+    """Takes its noise from torch, where no enclosing estimator can share it."""
+
+    def estimate(self, q, leaves, f, context):
+        logits = leaves["logits"].detach()
+        b = (torch.rand_like(logits) < torch.sigmoid(logits)).to(logits.dtype)
+        value = f(b)
+        score = b - torch.sigmoid(logits)
+        signal = value.detach().reshape(value.shape + (1,) * len(q.event_shape))
+        return Estimate(value, {"logits": signal * score})
+
+
+def test_noise_drawn_elsewhere_is_found():
+    with pytest.raises(AssertionError, match=r"^noise: Bernoulli: .*noise\.uniform.*not by torch\.rand"):
+        check_noise(DrawsElsewhere, Report())
+    check_noise(DisARM, Report())
+
+
+def test_all_failures_are_told_and_an_error_of_the_plug_in_is_shown_as_such(monkeypatch):
+    class Broken(DisARM):
+        def estimate(self, q, leaves, f, context):
+            raise RuntimeError("not written yet")
+
+    monkeypatch.setattr(check, "CHECKS", (check_shapes, check_noise, check_copies))
+    with pytest.raises(AssertionError) as caught:
+        check_estimator(Broken)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["shapes", "noise", "copies"]
+    assert all(
+        "raised RuntimeError: not written yet, in" in line and 'raise RuntimeError("not wri' in line for line in lines
+    )
+
+
+def test_classes_defined_inside_a_function_or_a_notebook_are_checked():
+    class Local(DisARM):
+        pass
+
+    check_copies(Local, Report())

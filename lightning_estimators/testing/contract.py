@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategorical
 
+from lightning_estimators.configurable import import_path
+from lightning_estimators.noise import CommonNoise
 from lightning_estimators.testing.statistics import Report, require
 from lightning_estimators.testing.under_test import (
     Cost,
@@ -25,7 +27,7 @@ from lightning_estimators.testing.under_test import (
     one_layer,
 )
 
-__all__ = ["check_copies", "check_evaluations", "check_refusals", "check_saturated", "check_shapes"]
+__all__ = ["check_copies", "check_evaluations", "check_noise", "check_refusals", "check_saturated", "check_shapes"]
 
 
 def weighted_squares(q: Distribution) -> Cost:
@@ -137,6 +139,30 @@ def check_evaluations(factory: Factory, report: Report) -> None:
         require(asked == declared, check, family.__name__, message)
 
 
+def check_noise(factory: Factory, report: Report) -> None:
+    """Noise is drawn by `noise.uniform` or `distributions.sample`: what an enclosing estimator replays, it shares.
+
+    For discrete families: an axis that an enclosing control variate adds must see the same noise all along.
+    """
+    for family in families(factory):
+        if family not in (Bernoulli, OneHotCategorical):
+            continue
+        leaf = torch.zeros(2, 50, 2, 3, dtype=torch.float64, requires_grad=True)
+        noise = CommonNoise(leaf.device)
+        twice = one_layer(family, leaf)
+        subject = build(factory, twice)
+        with noise.replay(new_axis=len(twice.batch_shape) - 1):
+            value = subject(twice, weighted_squares(twice))
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        require(
+            torch.equal(gradient[0], gradient[1]),
+            "noise",
+            family.__name__,
+            "noise that an enclosing estimator replays is drawn anew: draw it by lightning_estimators.noise.uniform or "
+            "distributions.sample, not by torch.rand, torch.rand_like or q.sample()",
+        )
+
+
 def check_copies(factory: Factory, report: Report) -> None:
     """state_dict, deepcopy and pickle keep everything that enters an estimate; repr names every setting."""
     check = "copies"
@@ -157,8 +183,9 @@ def check_copies(factory: Factory, report: Report) -> None:
         copies = {
             "state_dict": loaded,
             "deepcopy": copy.deepcopy(subject.estimator),
-            "pickle": pickle.loads(pickle.dumps(subject.estimator)),
         }
+        if import_path(type(subject.estimator)):  # what is defined inside a function cannot be pickled
+            copies["pickle"] = pickle.loads(pickle.dumps(subject.estimator))
         expected = _outcome(subject, family, logits)
         for how, estimator in copies.items():
             found = _outcome(EstimatorUnderTest(estimator, subject.needs_context), family, logits)
