@@ -6,8 +6,6 @@ import os
 import random
 import sys
 import tempfile
-import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,9 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -29,6 +26,8 @@ from lightning_estimators.checkpoints import check_classes, class_paths, importe
 from lightning_estimators.commandline.checkpoints import find_checkpoint
 from lightning_estimators.commandline.overrides import Overrides
 from lightning_estimators.commandline.parser import CONFIGS, Parser, arrange
+from lightning_estimators.commandline.refusals import is_refusal, root_cause
+from lightning_estimators.commandline.run_config import RunConfig
 from lightning_estimators.commandline.run_logger import RunLogger
 from lightning_estimators.commandline.surroundings import check_surroundings
 from lightning_estimators.modules import EstimatorModule
@@ -36,27 +35,6 @@ from lightning_estimators.modules.recorded import CHECKPOINT_KEY
 from lightning_estimators.private_api import whole_numbers_first
 
 __all__ = ["EstimatorCLI", "RunConfig", "main"]
-
-
-class RunConfig(SaveConfigCallback):
-    """Writes the configuration of the run where its logs go, and what a checkpoint would not know into checkpoints."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write config.yaml, if there is a logger that keeps files."""
-        self.started = time.time_ns()
-        if trainer.loggers and trainer.log_dir is not None:
-            super().setup(trainer, pl_module, stage)
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Begin after the run that is resumed, whatever the clock says."""
-        self.started = max(self.started, checkpoint.get(CHECKPOINT_KEY, {}).get("started", 0) + 1)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the options of the data, the seed, and when the run began; those of the model are kept by itself."""
-        if not hasattr(self, "kept"):  # writing options down takes longer than an epoch of a small job
-            written = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-            self.kept = {name: written[name] for name in ("data", "seed_everything") if written.get(name) is not None}
-        checkpoint[CHECKPOINT_KEY] = self.kept | {"started": self.started}
 
 
 class EstimatorCLI(LightningCLI):
@@ -309,32 +287,8 @@ def main(args: ArgsType = None) -> None:
             sys.path.append(os.getcwd())  # the console script, unlike `python -m`, does not look there
         EstimatorCLI(args)
     except Exception as raised:
-        error: BaseException = raised
-        while error.__cause__ is not None and _raised_in(error).startswith("jsonargparse"):
-            error = error.__cause__  # what a constructor raised, without a listing of all types that were tried
-        if os.environ.get("JSONARGPARSE_DEBUG", "").lower() == "true" or not _is_refusal(error):
+        error = root_cause(raised)
+        if os.environ.get("JSONARGPARSE_DEBUG", "").lower() == "true" or not is_refusal(error):
             raise error from None
         print(f"error: {error}\n(JSONARGPARSE_DEBUG=true shows where it was raised.)", file=sys.stderr)
         raise SystemExit(2) from error
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether it is about what was asked for; anything else is a bug to be traced."""
-    if isinstance(error, OSError) or str(error).startswith("Error(s) in loading state_dict"):
-        return True
-    purposeful = (
-        ImportError,
-        ValueError,
-        TypeError,
-        FloatingPointError,
-        RuntimeError,
-        RecursionError,
-        MisconfigurationException,
-    )
-    packages = ("lightning_estimators.", "lightning.", "torch.optim.", "jsonargparse.", "yaml.", "codecs")
-    return isinstance(error, purposeful) and f"{_raised_in(error)}.".startswith(packages)
-
-
-def _raised_in(error: BaseException) -> str:
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__", ""))
