@@ -23,7 +23,8 @@ from lightning_estimators.modules import EstimatorModule
 from modules.ddp_worker import given_noise
 from modules.tiny import Recorder, Rows, rows, trainer
 
-ADAM = functools.partial(torch.optim.Adam, lr=0.01)
+# With its usual eps, Adam's first steps are signs of gradients, which rounding decides where they are almost 0.
+ADAM = functools.partial(torch.optim.Adam, lr=0.01, eps=1e-3)
 ESTIMATORS = {
     "REINFORCE": REINFORCE,
     "REINFORCE-learned": lambda: REINFORCE(LearnedBaseline()),
