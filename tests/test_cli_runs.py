@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -429,3 +430,14 @@ def test_a_debugging_user_sees_where_it_was_raised(monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEBUG", "true")
     with pytest.raises(ValueError, match="at least one layer"):
         main(["fit", *SMALL, "--model.num_latents=[]"])
+
+
+def test_two_processes_train_from_the_command_line(tmp_path):
+    """They share one folder, and each of them passes through the logger."""
+    options = "--trainer.max_epochs=1 --trainer.limit_train_batches=2 --trainer.limit_val_batches=1 --trainer.devices=2"
+    words = [*options.split(), "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
+    command = [sys.executable, "-m", "lightning_estimators", "fit", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
+    assert (tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt").is_file()

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 
@@ -17,7 +18,8 @@ class RunLogger(TensorBoardLogger):
     def version(self) -> int | str:
         """The run's number; its folder is made at once, so that another that starts at the same time takes the next."""
         version = super().version
-        while isinstance(version, int) and os.environ.get("LOCAL_RANK", "0") == "0" == os.environ.get("NODE_RANK", "0"):
+        first = rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
+        while isinstance(version, int) and first:
             try:
                 os.makedirs(os.path.join(self.root_dir, f"version_{version}"))
                 break
@@ -25,11 +27,12 @@ class RunLogger(TensorBoardLogger):
                 version += 1
         return version
 
+    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Record the hyper-parameters, for the tab HPARAMS too."""
         super().log_hyperparams(params, *args, **kwargs)
         written: Any = hparams
-        writer = getattr(self.experiment, "file_writer", None)  # there is none but on the first process
+        writer = getattr(self.experiment, "file_writer", None)
         if writer is not None:
             for summary in written({name: str(value) for name, value in params.items()}, {"val/loss": 0.0}):
                 writer.add_summary(summary)
