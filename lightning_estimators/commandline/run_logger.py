@@ -18,7 +18,7 @@ class RunLogger(TensorBoardLogger):
     def version(self) -> int | str:
         """The run's number; its folder is made at once, so that another that starts at the same time takes the next."""
         version = super().version
-        first = rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
+        first = getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
         while isinstance(version, int) and first:
             try:
                 os.makedirs(os.path.join(self.root_dir, f"version_{version}"))
