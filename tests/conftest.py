@@ -28,6 +28,8 @@ def fixed_seed():
     """Each test starts from the same noise, whatever ran before, and leaves no seed to the next."""
     seed = os.environ.pop("PL_GLOBAL_SEED", None)
     torch.manual_seed(0)
+    # torch.compile turns the validation of distributions off for the whole process, the first time that it is used.
+    torch.distributions.Distribution.set_default_validate_args(True)
     yield
     os.environ.pop("PL_GLOBAL_SEED", None)
     if seed is not None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Bernoulli, Distribution
 
 from lightning_estimators.private_api import is_compilation_disabled, mark_compiled_sizes
 
@@ -103,11 +104,31 @@ def compiled_or_none(
         return None
 
 
+@contextmanager
+def _validation_of_distributions_kept() -> Iterator[None]:
+    """Undo what torch.compile does when it is first used: it stops all distributions from checking their arguments."""
+    validated = _distributions_validate()
+    try:
+        yield
+    finally:
+        if _distributions_validate() != validated:
+            Distribution.set_default_validate_args(validated)
+
+
+def _distributions_validate() -> bool:
+    try:
+        Bernoulli(logits=torch.tensor(torch.nan))
+    except ValueError:
+        return True
+    return False
+
+
 @cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     if is_compilation_disabled():
         raise RuntimeError("torch.compile is disabled (TORCH_COMPILE_DISABLE or torch._dynamo.config.disable).")
-    try:
-        return torch.compile(function, fullgraph=True, options=_OPTIONS)
-    except RuntimeError:  # a release of torch that names its options otherwise; without them the loop is only slower
-        return torch.compile(function, fullgraph=True)
+    with _validation_of_distributions_kept():
+        try:
+            return torch.compile(function, fullgraph=True, options=_OPTIONS)
+        except RuntimeError:  # a release of torch with other options; without them the loop is only slower
+            return torch.compile(function, fullgraph=True)

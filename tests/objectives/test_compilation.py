@@ -206,3 +206,15 @@ def test_compiled_for_real():
         torch.testing.assert_close(change, expected, rtol=0, atol=1e-5 * expected.abs().mean().item())
     assert not compilation._failed
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_distributions_validate_their_arguments_after_compiling_as_before():
+    program = """
+import torch
+from torch.distributions import Bernoulli
+from lightning_estimators.objectives.compilation import _compiled
+_compiled(torch.sin)
+Bernoulli(logits=torch.tensor(torch.nan))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "ValueError: Expected parameter logits" in run.stderr
