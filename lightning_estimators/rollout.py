@@ -1,7 +1,7 @@
 """What a policy and the environments it acts in hand to each other. Imports torch only.
 
-A datamodule of environments has the attributes `observation_size` (int), `action_kind` (`ActionKind`) and `action_sizes`
-(list of int). The command line hands them to the arguments of the same names of a model that has such arguments.
+A datamodule of environments has the attributes `observation_size` (int), `action_kind` (`ActionKind`) and
+`action_sizes` (list of int). The command line hands them to the arguments of the same names of a model that has them.
 """
 
 from __future__ import annotations
