@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
+import math
 import numbers
 import os
 import types
@@ -16,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CheckedArguments", "check_arguments"]
+__all__ = ["CheckedArguments", "check_arguments", "check_finite"]
 
 _SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # passed on, and checked there
 
@@ -58,8 +59,23 @@ def check_arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             continue  # nothing was found to fill it in: constructors know where it comes from, and say so
         if _wants(hints[name], int) and isinstance(value, numbers.Real):
             raise ValueError(f"{cls.__name__} needs an integer {name} (a whole number of type int), got {value!r}.")
-        message = f"{cls.__name__}: {name} must be {_words(hints[name])}, got {_given(value)}."
+        message = f"{cls.__name__}: {name} must be {_words(hints[name])}, got {_misfit(value, hints[name])}."
         raise ValueError(message) if _wants(hints[name], bool) else TypeError(message)
+
+
+def check_finite(owner: object, **numbers: float | Tensor) -> None:
+    """Raise unless numbers that were given are finite; tensors are not looked into.
+
+    Args:
+        owner: What they were given to.
+        **numbers: By the name of the argument.
+
+    Raises:
+        ValueError: One is infinite or not a number.
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, Tensor) and not math.isfinite(number):
+            raise ValueError(f"{type(owner).__name__} needs a finite {name}, got {number!r}.")
 
 
 @functools.cache
@@ -147,6 +163,16 @@ def _words(hint: Any) -> str:
 
 def _name(hint: Any) -> str:
     return str(getattr(hint, "__name__", hint))
+
+
+def _misfit(value: Any, hint: Any) -> str:
+    """Describe what came; of a sequence, the first entry that does not fit."""
+    inner = typing.get_args(hint)
+    if _is_sequence(typing.get_origin(hint)) and _is_collection(value):
+        for index, item in enumerate(value):
+            if not _fits(item, inner[0]):
+                return f"{_given(item)} as entry {index}"
+    return _given(value)
 
 
 def _given(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
+from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.callbacks.adam_moments import model_optimizers, moment_statistics, refusal
 from lightning_estimators.callbacks.fresh_gradients import fresh_statistics
 from lightning_estimators.logged_steps import step_is_logged
@@ -15,7 +16,7 @@ from lightning_estimators.moments import GradientStatistics
 __all__ = ["GradientVariance"]
 
 
-class GradientVariance(pl.Callback):
+class GradientVariance(CheckedArguments, pl.Callback):
     r"""Logs the variance of the gradient and its signal-to-noise ratio, per group of parameters and per latent layer.
 
     Let $g_1, \dots, g_K$ be estimates of the gradient of the mean loss with respect to a group of n entries,

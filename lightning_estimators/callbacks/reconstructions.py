@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.callbacks.isolation import isolated
 
 __all__ = ["Reconstructions"]
@@ -24,7 +25,7 @@ class _Draws(Protocol):
     def sample_prior(self, n: int) -> Tensor: ...
 
 
-class Reconstructions(pl.Callback):
+class Reconstructions(CheckedArguments, pl.Callback):
     """Writes grids of images to TensorBoard: inputs, their reconstructions, and samples from the prior.
 
     ========================  =========================================================================================

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["check_context", "check_finite", "check_no_tangents", "explain_function_transform"]
-
-
-def check_finite(owner: object, name: str, value: float) -> None:
-    """Raise unless a number that was given is finite."""
-    if not math.isfinite(value):
-        raise ValueError(f"{type(owner).__name__} needs a finite {name}, got {value!r}.")
+__all__ = ["check_context", "check_no_tangents", "explain_function_transform"]
 
 
 def check_context(context: Tensor | None, batch_shape: torch.Size) -> None:

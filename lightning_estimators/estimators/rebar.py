@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from lightning_estimators.arguments import check_finite
 from lightning_estimators.estimators.attach import attach_gradients
-from lightning_estimators.estimators.checks import check_finite
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.cost_gradient import check_differentiable
 from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
@@ -66,7 +66,7 @@ class REBAR(HasTemperature, ControlVariate):
     ) -> None:
         super().__init__(num_samples)
         check_temperature(self, temperature)
-        check_finite(self, "eta", eta)
+        check_finite(self, eta=eta)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
         self.eta = nn.Parameter(torch.tensor(float(eta)), requires_grad=learn_eta)
 

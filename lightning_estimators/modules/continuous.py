@@ -138,10 +138,10 @@ class ContinuousLatentModel(LatentImageModel):
             )
         if "dirichlet" in names and num_categories < 2:
             raise ValueError(f"num_categories must be at least 2, got {num_categories}.")
-        if not pixel_scale > 0:
-            raise ValueError(f"pixel_scale must be positive, got {pixel_scale}.")
-        if len(gamma_prior) != 2 or not min(gamma_prior) > 0:
-            raise ValueError(f"gamma_prior must be a shape and a rate, both positive, got {gamma_prior}.")
+        if not 0 < pixel_scale < math.inf:
+            raise ValueError(f"pixel_scale must be positive and finite, got {pixel_scale}.")
+        if len(gamma_prior) != 2 or not all(0 < number < math.inf for number in gamma_prior):
+            raise ValueError(f"gamma_prior must be a shape and a rate, both positive and finite, got {gamma_prior}.")
         self.activation = activation
         self.families = [FAMILIES[name] for name in names]
         self.likelihood, self.pixel_scale, self.kl, self.hidden = likelihood, pixel_scale, kl, list(hidden)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent
 
+from lightning_estimators.arguments import check_finite
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.modules.exact import ExactProblem
 from lightning_estimators.objectives import Objective, Separable
@@ -99,6 +100,7 @@ class ToyModel(ExactProblem):
         ):
             if given < least:
                 raise ValueError(f"ToyModel needs {name} of at least {least}, got {given}.")
+        check_finite(self, target=target)
         self.target, self.num_draws, self.figure_every_n_epochs = target, num_draws, figure_every_n_epochs
         self.logits = nn.Parameter(torch.zeros(num_latents))
         self.estimator = estimator

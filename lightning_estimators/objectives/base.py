@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives.answers import as_costs
 from lightning_estimators.objectives.coordinates import Coordinates
@@ -40,7 +41,7 @@ def is_differentiated_twice() -> bool:
     return _twice.get()
 
 
-class Objective(ABC):
+class Objective(CheckedArguments, ABC):
     """A cost f(z) that can say how it changes with one coordinate.
 
     Implementing one:

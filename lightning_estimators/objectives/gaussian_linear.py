@@ -60,8 +60,8 @@ class GaussianLinear(LinearObjective):
                 f"GaussianLinear expected a target of shape (..., {len(weight)}), one entry per row of weight "
                 f"{tuple(weight.shape)}, got {tuple(target.shape)}. Flatten images before they become targets."
             )
-        if not scale > 0:
-            raise ValueError(f"GaussianLinear expected a positive scale, got {scale!r}.")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"GaussianLinear expected a positive scale, finite too, got {scale!r}.")
         self.target, self.scale = target, scale
 
     def value(self, z: Tensor) -> Tensor:

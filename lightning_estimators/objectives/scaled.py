@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from torch import Tensor
 
+from lightning_estimators.arguments import check_finite
 from lightning_estimators.objectives.base import Objective
 from lightning_estimators.objectives.callable import as_objective
 
@@ -37,8 +37,7 @@ class Scaled(Objective):
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor], factor: float, event_dim: int | None = None) -> None:
-        if not math.isfinite(factor):
-            raise ValueError(f"Scaled expected a finite factor, got {factor!r}.")
+        check_finite(self, factor=factor)
         if isinstance(f, Objective) and event_dim not in (None, f.event_dim):
             raise ValueError(f"Scaled expected event_dim={f.event_dim} as {type(f).__name__} has, got {event_dim}.")
         self.f = as_objective(f, 1 if event_dim is None else event_dim)

@@ -37,9 +37,6 @@ class Sum(Objective):
         terms = list(terms)
         if not terms:
             raise ValueError("Sum expected at least one term, got none.")
-        for i, term in enumerate(terms):
-            if not callable(term):
-                raise TypeError(f"Sum expected terms that are objectives or callables, got {term!r} as term {i}.")
         dims = {f"{type(t).__name__} (term {i})": t.event_dim for i, t in enumerate(terms) if isinstance(t, Objective)}
         if event_dim is not None:
             dims["event_dim of the sum"] = event_dim

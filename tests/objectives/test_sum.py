@@ -66,5 +66,5 @@ def test_refusals():
         Sum([Separable(torch.exp, 1)], event_dim=2)
     with pytest.raises(ValueError, match="at least one"):
         Sum([])
-    with pytest.raises(TypeError, match="as term 1"):
+    with pytest.raises(TypeError, match="as entry 1"):
         Sum([torch.exp, torch.zeros(3)])
