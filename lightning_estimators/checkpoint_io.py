@@ -66,8 +66,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
     - Checkpoints are read from URLs as plain data (`weights_only=True`) unless the caller asks for more. Lightning's
       default runs whatever code such a file holds.
 
-    Paths of other file systems (`s3://...`, `memory://...`) are written as Lightning writes them, and are then looked
-    for: a missing file raises. With `AsyncCheckpointIO`, wrap it: `AsyncCheckpointIO(DurableCheckpointIO())`.
+    Files of other file systems (`s3://...`, `memory://...`) are sent whole, and their size is compared afterwards:
+    Lightning passes over some errors of these, too.
+
+    With `AsyncCheckpointIO`, wrap it: `AsyncCheckpointIO(DurableCheckpointIO())`.
 
     Raises:
         OSError: A checkpoint was not saved. The file that was there before is unchanged.
@@ -94,15 +96,15 @@ class DurableCheckpointIO(TorchCheckpointIO):
             path: The target; its folder is made if need be.
             storage_options: Not supported, as in the base class.
         """
-        target = _local(path)
-        if target is None or storage_options is not None:
-            super().save_checkpoint(checkpoint, path, storage_options)
-            filesystem, location = url_to_fs(str(path))
-            if not filesystem.exists(location):
-                raise OSError(f"The checkpoint {path} was not saved: it is not there after it was written.")
+        if storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)  # which says what to do instead
             return
         content = io.BytesIO()
         torch.save(checkpoint, content)
+        target = _local(path)
+        if target is None:
+            _upload(content.getvalue(), str(path))
+            return
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._sweep(target.parent)
@@ -160,6 +162,17 @@ def _local(path: str | Path) -> Path | None:
     """Return the path if it lies on this machine's file system, None if it is another's."""
     filesystem, location = url_to_fs(str(path))
     return Path(location) if isinstance(filesystem, LocalFileSystem) else None
+
+
+def _upload(content: bytes, url: str) -> None:
+    """Write a file of another file system, and raise unless it is there in its full size."""
+    filesystem, location = url_to_fs(url)
+    filesystem.makedirs(location.rpartition("/")[0], exist_ok=True)
+    filesystem.pipe_file(location, content)
+    filesystem.invalidate_cache(location)
+    size = filesystem.size(location) if filesystem.exists(location) else 0
+    if size != len(content):
+        raise OSError(f"The checkpoint {url} was not saved: {size} of {len(content)} bytes are there.")
 
 
 def _replace(target: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from modules.tiny import Tiny, rows, trainer
@@ -159,7 +160,7 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     assert (tmp_path / "last.ckpt").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_other_file_systems_are_left_to_lightning():
+def test_other_file_systems_get_checkpoints_too():
     path = "memory://checkpoints/last.ckpt"
     files = DurableCheckpointIO()
     files.save_checkpoint(OLD, path)
@@ -169,13 +170,24 @@ def test_other_file_systems_are_left_to_lightning():
         files.load_checkpoint(path)
 
 
-def test_an_error_that_lightning_passes_over_on_another_file_system_is_noticed(monkeypatch):
+@pytest.mark.parametrize("before", [None, OLD])
+def test_an_error_on_another_file_system_is_raised(before, monkeypatch):
     def refuse(*_, **__):
-        raise PermissionError("no")  # Lightning's _atomic_save swallows it
+        raise PermissionError("this bucket is read-only")
 
-    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.open", refuse)
-    with pytest.raises(OSError, match=r"memory://nowhere/last.ckpt was not saved"):
-        DurableCheckpointIO().save_checkpoint(OLD, "memory://nowhere/last.ckpt")
+    path = f"memory://folder-{before is None}/last.ckpt"
+    if before is not None:  # a file that is there does not make a save that failed look like one that did not
+        DurableCheckpointIO().save_checkpoint(before, path)
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.pipe_file", refuse)
+    with pytest.raises(PermissionError, match="this bucket is read-only"):
+        DurableCheckpointIO().save_checkpoint(NEW, path)
+
+
+def test_a_file_of_another_file_system_that_is_cut_off_is_noticed(monkeypatch):
+    write = MemoryFileSystem.pipe_file
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda self, path, value: write(self, path, value[:100]))
+    with pytest.raises(OSError, match=r"memory://short/last.ckpt was not saved: 100 of \d+ bytes are there"):
+        DurableCheckpointIO().save_checkpoint(OLD, "memory://short/last.ckpt")
 
 
 def test_urls_are_read_as_plain_data(tmp_path):
