@@ -56,8 +56,8 @@ def check_reparameterized(q: Distribution, estimator: str) -> None:
         raise TypeError(
             f"{estimator} needs samples that are differentiable in the parameters, but those of {family} are discrete: "
             "its rsample is a straight-through estimate, which is biased. If that is what you want, "
-            "Concrete(straight_through=True) says so; for an unbiased gradient use StochasticBackprop, RELAX or "
-            "REINFORCE."
+            "StraightThrough, or Concrete(straight_through=True), says so; for an unbiased gradient use "
+            "StochasticBackprop, RELAX or REINFORCE."
         )
 
 

@@ -7,13 +7,17 @@ from lightning_estimators.estimators.cost_gradient import check_differentiable, 
 from lightning_estimators.estimators.enumeration import Enumeration
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.generalized_reparameterization import GeneralizedReparameterization
+from lightning_estimators.estimators.gumbel_rao import GumbelRao
 from lightning_estimators.estimators.lax import LAX
 from lightning_estimators.estimators.pathwise import Pathwise
 from lightning_estimators.estimators.rebar import REBAR
 from lightning_estimators.estimators.reinforce import REINFORCE
+from lightning_estimators.estimators.reinmax import ReinMax
 from lightning_estimators.estimators.relax import RELAX
 from lightning_estimators.estimators.relaxed_rebar import RelaxedREBAR
 from lightning_estimators.estimators.stochastic_backprop import StochasticBackprop
+from lightning_estimators.estimators.straight_through import StraightThrough
+from lightning_estimators.estimators.straight_through_estimator import StraightThroughEstimator
 
 __all__ = [
     "LAX",
@@ -26,9 +30,13 @@ __all__ = [
     "Estimate",
     "GeneralizedReparameterization",
     "GradientEstimator",
+    "GumbelRao",
     "Pathwise",
+    "ReinMax",
     "RelaxedREBAR",
     "StochasticBackprop",
+    "StraightThrough",
+    "StraightThroughEstimator",
     "check_differentiable",
     "value_and_gradient",
 ]

@@ -25,6 +25,9 @@ class RELAX(HasTemperature, ControlVariate):
     variance of $\hat g$. λ starts at 1, where the network sees z itself, as in Grathwohl et al. (2018). It is one
     number for the scale of the network's input, which every weight of the first layer would have to learn otherwise.
 
+    What Grathwohl et al. (2018) ran on images under the name RELAX has the relaxed cost beside the network in c: that
+    is `RelaxedREBAR` here, which needs an f that is differentiable at relaxed samples.
+
     Requirements: nothing of f, which is evaluated on hard samples only. Cost: one evaluation of f per sample; two of
     $r_\phi$ and its gradient, and a second derivative of $r_\phi$.
 
@@ -41,8 +44,7 @@ class RELAX(HasTemperature, ControlVariate):
     Raises:
         ValueError: The temperature is not positive; the surrogate takes or answers with another shape.
 
-    Source: Grathwohl et al. (2018), *Backpropagation through the void*, eq. 8, https://arxiv.org/abs/1711.00123. Their
-    experiments on images use a network plus the relaxed cost, which is `RelaxedREBAR` here.
+    Source: Grathwohl et al. (2018), *Backpropagation through the void*, eq. 8, https://arxiv.org/abs/1711.00123.
 
     Example:
         >>> import torch

@@ -64,7 +64,7 @@ class Relaxation(ABC):
     def draw_given(self, b: Tensor) -> tuple[Tensor, Tensor]:
         r"""Draw $\tilde z \sim z \mid b$; return it and $\partial\tilde z_j / \partial l_j$ at fixed noise, as numbers.
 
-        Every entry depends on its own (normalised) logit only.
+        Every entry depends on its own (normalised) logit only. With more axes on the left, b gives as many draws.
 
         Source: the appendices of Tucker et al. (2017), *REBAR*, https://arxiv.org/abs/1703.07370, and of Grathwohl et
         al. (2018), *Backpropagation through the void*, https://arxiv.org/abs/1711.00123.
@@ -74,8 +74,11 @@ class Relaxation(ABC):
     def through_normalization(self, gradient: Tensor) -> Tensor:
         """Turn a gradient with respect to the logits torch keeps into one with respect to those the user gave."""
 
-    def _noise(self) -> Tensor:
-        return uniform(self.q.batch_shape, self.q.event_shape, dtype=self.logits.dtype, device=self.logits.device)
+    def _noise(self, b: Tensor | None = None) -> Tensor:
+        """Draw noise for every entry of q, or of b, which may have more axes on the left."""
+        event = self.q.event_shape
+        batch = self.q.batch_shape if b is None else b.shape[: b.ndim - len(event)]
+        return uniform(batch, event, dtype=self.logits.dtype, device=self.logits.device)
 
 
 class _BernoulliRelaxation(Relaxation):
@@ -97,7 +100,7 @@ class _BernoulliRelaxation(Relaxation):
         $\tilde z = s\,[\operatorname{softplus}(s l + \log v_b) - \log(1 - v_b)]$, which equals
         $l + \operatorname{logit} v'$ of Tucker et al. without the rounding of v' to 0 or 1.
         """  # noqa: D205
-        v, sign = self._noise(), 2 * b - 1
+        v, sign = self._noise(b), 2 * b - 1
         log_v, log_w = v.log(), torch.log1p(-v)
         # lerp is exact at weights 0 and 1, and many times faster than where.
         shifted = torch.lerp(log_w, log_v, b).addcmul_(sign, self.logits.detach())
@@ -124,7 +127,7 @@ class _CategoricalRelaxation(Relaxation):
         r"""With standard exponential noise E this is $\tilde z_b = -\log E_b$ for the sampled class b, and
         $\tilde z_i = -\log(E_i / \pi_i + E_b)$ for the others.
         """  # noqa: D205
-        log_e = _log_exponential(self._noise())
+        log_e = _log_exponential(self._noise(b))
         log_e_chosen = (log_e * b).sum(-1, keepdim=True)
         others = torch.logaddexp(log_e - self.logits.detach(), log_e_chosen)
         z = -torch.lerp(others, log_e_chosen.expand_as(b), b)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_estimators.moments import GradientMoments
 
-__all__ = ["BOUND", "COMPARISONS", "FALSE_ALARM_RATE", "Moments", "Report"]
+__all__ = ["BOUND", "COMPARISONS", "FALSE_ALARM_RATE", "Moments", "Report", "largest_z", "require"]
 
 FALSE_ALARM_RATE = 1e-3
 """Probability that correct estimators fail anywhere among `COMPARISONS` comparisons, were the seeds not fixed."""
@@ -82,17 +82,19 @@ class Report:
         Raises:
             AssertionError: None is.
         """
-        largest, count = 0.0, 0
-        for name in moments.exact:
-            count = moments.count(name)
-            mean, se = moments.error(name)
-            largest = max(largest, (mean.abs() / se.clamp_min(1e-12)).max().item())
+        largest, count = largest_z(moments), max(moments.count(name) for name in moments.exact)
         require(
             largest > BOUND,
             check,
             problem,
             f"is_unbiased(q) is False, but {count} estimates show none, |z| = {largest:.2f} <= {BOUND:.2f}",
         )
+
+
+def largest_z(moments: Moments) -> float:
+    """Return the largest |z| of the means against the exact figures."""
+    errors = [moments.error(name) for name in moments.exact]
+    return max((mean.abs() / se.clamp_min(1e-12)).max().item() for mean, se in errors)
 
 
 def require(condition: bool, check: str, problem: str, message: str) -> None:  # noqa: FBT001

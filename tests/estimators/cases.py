@@ -11,9 +11,12 @@ from lightning_estimators.estimators import (
     Concrete,
     Enumeration,
     GeneralizedReparameterization,
+    GumbelRao,
     Pathwise,
+    ReinMax,
     RelaxedREBAR,
     StochasticBackprop,
+    StraightThrough,
 )
 from lightning_estimators.networks import Surrogate
 
@@ -44,6 +47,12 @@ CASES = {
     "Concrete/straight_through/learned/3": lambda: Concrete(
         straight_through=True, learn_temperature=True, num_samples=3
     ),
+    "StraightThrough": StraightThrough,
+    "StraightThrough/3": lambda: StraightThrough(num_samples=3),
+    "ReinMax": ReinMax,
+    "ReinMax/3": lambda: ReinMax(temperature=1.3, num_samples=3),
+    "GumbelRao": GumbelRao,
+    "GumbelRao/learned/3": lambda: GumbelRao(0.7, num_relaxations=2, learn_temperature=True, num_samples=3),
     "REBAR": REBAR,
     "REBAR/3": lambda: REBAR(num_samples=3),
     "REBAR/fixed": lambda: REBAR(temperature=0.3, eta=0.7, learn_temperature=False, learn_eta=False),
