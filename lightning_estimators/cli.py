@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 # Imports are the registry: whatever is imported has a short name on the command line.
 from lightning_estimators import baselines, datamodules, estimators, networks, schedulers  # noqa: F401
-from lightning_estimators.callbacks import Reconstructions
+from lightning_estimators.callbacks import EpisodeVideo, Reconstructions
 from lightning_estimators.checkpoints import check_classes, class_paths, imported_class, read_checkpoint
 from lightning_estimators.commandline.checkpoints import find_checkpoint
 from lightning_estimators.commandline.overrides import Overrides
@@ -30,6 +30,7 @@ from lightning_estimators.commandline.refusals import is_refusal, root_cause
 from lightning_estimators.commandline.run_config import RunConfig
 from lightning_estimators.commandline.run_logger import RunLogger
 from lightning_estimators.commandline.surroundings import check_surroundings
+from lightning_estimators.datamodules import Gymnasium
 from lightning_estimators.modules import EstimatorModule
 from lightning_estimators.modules.recorded import CHECKPOINT_KEY
 from lightning_estimators.private_api import whole_numbers_first
@@ -91,7 +92,8 @@ class EstimatorCLI(LightningCLI):
         whole_numbers_first(parser)
         job = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
         if not self._sketches:
-            parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
+            for name in _TOLD_BY_DATA:
+                parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
             parser.job = {name: job[name] for name in ("model", "data")}
         parser.set_defaults({name: value for name, value in job.items() if name not in ("model", "data")})
         self.parsers.append(parser)
@@ -122,10 +124,11 @@ class EstimatorCLI(LightningCLI):
         for path in class_paths(config.as_dict()):
             if imported_class(path) is None:
                 own.error(f"{path} is given as a class to build, and is none.")
-        if any(str(word).startswith("--model.image_shape") for word in words):
-            data = imported_class(config["data"]["class_path"])
-            if data is not None and hasattr(data, "image_shape"):
-                own.error(f"--model.image_shape: {data.__name__} says what it is; leave it out.")
+        for name in _TOLD_BY_DATA:
+            if any(str(word).startswith(f"--model.{name}") for word in words):
+                data = imported_class(config["data"]["class_path"])
+                if data is not None and hasattr(data, name):
+                    own.error(f"--model.{name}: {data.__name__} says what it is; leave it out.")
         if subcommand:
             config["ckpt_path"] = None  # until Lightning has passed the point where it reads options from it itself
         if config["seed_everything"] is True:
@@ -158,6 +161,8 @@ class EstimatorCLI(LightningCLI):
             tensorboard = any(isinstance(one, TensorBoardLogger) for one in loggers)
             if tensorboard and draws and hasattr(self.datamodule, "image_shape"):
                 callbacks.append(Reconstructions(every_n_epochs=10))
+        if self.subcommand == "predict" and settings["callbacks"] != [] and isinstance(self.datamodule, Gymnasium):
+            callbacks += [] if any(isinstance(callback, EpisodeVideo) for callback in callbacks) else [EpisodeVideo()]
         if self.subcommand == "fit" and self.checkpoint:
             callbacks.append(Overrides())
         saves = settings["enable_checkpointing"] is not False and not settings["barebones"]
@@ -249,6 +254,9 @@ class EstimatorCLI(LightningCLI):
                 "--trainer.enable_checkpointing false."
             )
 
+
+_TOLD_BY_DATA = ("image_shape", "observation_size", "action_kind", "action_sizes")
+"""Arguments of models that a datamodule with an attribute of that name fills in."""
 
 _NOTHING = Namespace()  # type: ignore[no-untyped-call]  # jsonargparse has no types
 
