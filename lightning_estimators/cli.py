@@ -16,21 +16,20 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 # Imports are the registry: whatever is imported has a short name on the command line.
 from lightning_estimators import baselines, datamodules, estimators, networks, schedulers  # noqa: F401
-from lightning_estimators.callbacks import EpisodeVideo, Reconstructions
 from lightning_estimators.checkpoints import check_classes, class_paths, imported_class, read_checkpoint
 from lightning_estimators.commandline.checkpoints import find_checkpoint
+from lightning_estimators.commandline.default_callbacks import default_callbacks
 from lightning_estimators.commandline.overrides import Overrides
 from lightning_estimators.commandline.parser import CONFIGS, Parser, arrange
 from lightning_estimators.commandline.refusals import is_refusal, root_cause
 from lightning_estimators.commandline.run_config import RunConfig
 from lightning_estimators.commandline.run_logger import RunLogger
 from lightning_estimators.commandline.surroundings import check_surroundings
-from lightning_estimators.datamodules import Gymnasium
 from lightning_estimators.modules import EstimatorModule
 from lightning_estimators.modules.recorded import CHECKPOINT_KEY
 from lightning_estimators.private_api import whole_numbers_first
@@ -155,14 +154,8 @@ class EstimatorCLI(LightningCLI):
         loggers = [one for one in (logger if isinstance(logger, list) else [logger]) if isinstance(one, Logger)]
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
-        # Images by default, unless there are some already, or an empty list asks for nothing.
-        if settings["callbacks"] != [] and not any(isinstance(callback, Reconstructions) for callback in callbacks):
-            draws = all(callable(getattr(self.model, name, None)) for name in ("reconstruct", "sample_prior"))
-            tensorboard = any(isinstance(one, TensorBoardLogger) for one in loggers)
-            if tensorboard and draws and hasattr(self.datamodule, "image_shape"):
-                callbacks.append(Reconstructions(every_n_epochs=10))
-        if self.subcommand == "predict" and settings["callbacks"] != [] and isinstance(self.datamodule, Gymnasium):
-            callbacks += [] if any(isinstance(callback, EpisodeVideo) for callback in callbacks) else [EpisodeVideo()]
+        if settings["callbacks"] != []:  # an empty list asks for nothing
+            callbacks += default_callbacks(self.subcommand, self.model, self.datamodule, loggers, callbacks)
         if self.subcommand == "fit" and self.checkpoint:
             callbacks.append(Overrides())
         saves = settings["enable_checkpointing"] is not False and not settings["barebones"]

@@ -8,13 +8,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.logged_steps import step_is_logged
 from lightning_estimators.rollout import Episodes, Rollout
 
 __all__ = ["EpisodeReturns"]
 
 
-class EpisodeReturns(pl.Callback):
+class EpisodeReturns(CheckedArguments, pl.Callback):
     """Logs how well a policy does, for a module that learns from `rollout.Rollout` batches.
 
     ===========================  ====================================================================================
@@ -42,8 +43,8 @@ class EpisodeReturns(pl.Callback):
 
     def __init__(self, window: int = 100) -> None:
         super().__init__()
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise ValueError(f"window must be a positive integer, got {window!r}.")
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window!r}.")
         self.window = window
         self._ended: deque[tuple[float, float]] = deque(maxlen=window)
 
@@ -65,7 +66,7 @@ class EpisodeReturns(pl.Callback):
         sums = torch.tensor([*map(sum, zip(*self._ended, strict=True))] or [0.0, 0.0], dtype=torch.float32)
         sums = torch.cat([sums, torch.tensor([float(len(self._ended))])]).to(pl_module.device)
         total, length, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        shown = {"on_step": True, "on_epoch": False}
+        shown: dict[str, Any] = {"on_step": True, "on_epoch": False}
         if count:
             pl_module.log("train/episode_return", total / count, prog_bar=True, **shown)
             pl_module.log("train/episode_length", length / count, **shown)
@@ -89,6 +90,11 @@ class EpisodeReturns(pl.Callback):
 def _log_episodes(module: pl.LightningModule, name: str, batch: Any) -> None:
     if isinstance(batch, Episodes):
         # Weighted by their number, since processes may have played different numbers.
-        shown = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": len(batch.returns)}
+        shown: dict[str, Any] = {
+            "on_step": False,
+            "on_epoch": True,
+            "sync_dist": True,
+            "batch_size": len(batch.returns),
+        }
         module.log(f"{name}/episode_return", batch.returns.mean(), prog_bar=True, **shown)
         module.log(f"{name}/episode_length", batch.lengths.float().mean(), **shown)

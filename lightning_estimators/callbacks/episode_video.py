@@ -9,12 +9,13 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.callbacks.isolation import isolated
 
 __all__ = ["EpisodeVideo"]
 
 
-class EpisodeVideo(pl.Callback):
+class EpisodeVideo(CheckedArguments, pl.Callback):
     """Writes a video of one episode while training, and after `Trainer.predict`; needs the datamodule `Gymnasium`.
 
     While training it is `epoch=N.mp4`, written when a validation ends, every `every_n_epochs` epochs; always from the
@@ -35,8 +36,8 @@ class EpisodeVideo(pl.Callback):
 
     def __init__(self, every_n_epochs: int = 10, folder: str | None = None) -> None:
         super().__init__()
-        if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs must be a positive integer, got {every_n_epochs!r}.")
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs!r}.")
         self.every_n_epochs = every_n_epochs
         self.folder = folder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.datamodules.base import _check_integer
-from lightning_estimators.datamodules.indexed import IndexedBatches
+from lightning_estimators.datamodules.rollouts import PlayedOnce, Rollouts
 from lightning_estimators.environments import Actions, Collector, Maker, RunningScale, play_episodes
 from lightning_estimators.environments.making import require_gymnasium
 from lightning_estimators.environments.video import record_episode
@@ -23,7 +23,7 @@ from lightning_estimators.rollout import ActionKind, Episodes, Policy, Rollout
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
-__all__ = ["Gymnasium", "Rollouts"]
+__all__ = ["Gymnasium"]
 
 TRAIN, VALIDATE, TEST, PREDICT, VIDEO = range(5)
 """What environments are seeded for; a key beside the seed, so that no two uses share episodes."""
@@ -76,8 +76,8 @@ class Gymnasium(CheckedArguments, pl.LightningDataModule):
     https://arxiv.org/abs/2407.17032.
 
     Example:
-        >>> data = Gymnasium("CartPole-v1", num_envs=2, num_steps=16)  # doctest: +SKIP
-        >>> data.observation_size, data.action_kind, data.action_sizes  # doctest: +SKIP
+        >>> data = Gymnasium("CartPole-v1", num_envs=2, num_steps=16)
+        >>> data.observation_size, data.action_kind, data.action_sizes
         (4, 'discrete', [2])
     """
 
@@ -163,17 +163,17 @@ class Gymnasium(CheckedArguments, pl.LightningDataModule):
             batches_begun=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.ready,
         )
 
-    def val_dataloader(self) -> _Once:
+    def val_dataloader(self) -> PlayedOnce:
         """One batch of episodes, from the same seeds at each validation."""
-        return _Once(lambda: self._play(VALIDATE))
+        return PlayedOnce(lambda: self._play(VALIDATE))
 
-    def test_dataloader(self) -> _Once:
+    def test_dataloader(self) -> PlayedOnce:
         """One batch of episodes, from other seeds."""
-        return _Once(lambda: self._play(TEST))
+        return PlayedOnce(lambda: self._play(TEST))
 
-    def predict_dataloader(self) -> _Once:
+    def predict_dataloader(self) -> PlayedOnce:
         """One batch of episodes, from other seeds again."""
-        return _Once(lambda: self._play(PREDICT))
+        return PlayedOnce(lambda: self._play(PREDICT))
 
     def collect(self, number: int) -> Rollout:
         """Let the module in training act, and return the batch.
@@ -283,64 +283,6 @@ class Gymnasium(CheckedArguments, pl.LightningDataModule):
             return None
         device = trainer.lightning_module.device
         return lambda tensor: cast(Tensor, trainer.strategy.reduce(tensor.to(device), reduce_op="sum"))
-
-
-class Rollouts(IndexedBatches[Rollout]):
-    """Collects each batch when it is asked for, and refuses to be asked ahead.
-
-    It has a length, and no workers: a loader without a length is read one batch ahead by Lightning, whose batches would
-    then be acted by the policy from before the last step. Where an interrupted epoch goes on, see `IndexedBatches`.
-
-    Args:
-        collect: Returns the batch with a number, counted over the whole run.
-        count: Batches in an epoch.
-        rank: This process.
-        world_size: Number of processes.
-        limit: Lightning's `limit_train_batches`.
-        batches_begun: Returns on how many batches training has begun, over the whole run.
-    """
-
-    def __init__(
-        self,
-        collect: Callable[[int], Rollout],
-        count: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        limit: int | float = 1.0,
-        batches_begun: Callable[[], int],
-    ) -> None:
-        super().__init__(count * world_size, 1, rank=rank, world_size=world_size, limit=limit)
-        self.collect = collect
-        self.batches_begun = batches_begun
-        self._begun = -1  # how many had begun when the last batch was collected
-
-    def _take(self, indices: Tensor, epoch: int, index: int) -> Rollout:
-        begun = self.batches_begun()
-        if begun == self._begun:
-            raise RuntimeError(
-                "a second batch was asked for before the policy had learned from the first, so that it would be acted "
-                "by a policy that is no longer the one in training. Hand the datamodule to the Trainer as it is "
-                "(trainer.fit(module, datamodule=data)); loaders that read ahead cannot wrap its own."
-            )
-        self._begun = begun
-        return self.collect(epoch * len(self) + index)
-
-    def _order(self) -> dict[str, Any]:
-        return {}  # batches are new ones whatever else has changed
-
-
-class _Once:
-    """Yields one batch that is made when it is asked for."""
-
-    def __init__(self, make: Callable[[], Episodes]) -> None:
-        self.make = make
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Episodes]:
-        yield self.make()
 
 
 def _seeds(count: int, *key: int) -> list[int]:

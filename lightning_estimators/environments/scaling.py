@@ -59,7 +59,7 @@ class RunningScale:
             total: Adds a tensor of float64 up over processes, which all call this; None for one process.
         """
         flat = np.asarray(observations, dtype=np.float64).reshape(-1, len(self._mean))
-        # Relative to the mean so far, which all processes share, so that large offsets cost no digits.
+        # Relative to the mean so far, which all processes share, so that large offsets cost few digits.
         flat = flat - self._mean
         sums = np.concatenate([[float(len(flat))], flat.sum(0), np.square(flat).sum(0)])
         if total is not None:

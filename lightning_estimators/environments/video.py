@@ -58,7 +58,7 @@ def record_episode(
 
         def watched() -> gymnasium.Env[Any, Any]:
             one = maker(render_mode="rgb_array")
-            return RecordVideo(one, temporary, episode_trigger=lambda _: True, disable_logger=True)
+            return RecordVideo(one, f"{temporary}/new", episode_trigger=lambda _: True, disable_logger=True)
 
         try:
             environments = SyncVectorEnv([watched], autoreset_mode=AutoresetMode.DISABLED)
@@ -69,6 +69,6 @@ def record_episode(
         finally:
             environments.close()  # writes the file
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (written,) = Path(temporary).glob("*.mp4")
+        (written,) = Path(temporary, "new").glob("*.mp4")
         shutil.move(written, Path(folder, f"{name}.mp4"))
     return episodes
