@@ -29,6 +29,7 @@ __all__ = [
     "mark_compiled_sizes",
     "one_hot_of",
     "set_logged_step",
+    "standard_gamma_derivative",
     "unvalidated_one_hot_categorical",
     "version",
     "whole_numbers_first",
@@ -149,3 +150,15 @@ def whole_numbers_first(parser: ArgumentParser) -> None:
     for action in parser._actions:
         if set(get_args(getattr(action, "_typehint", None))) == {int, float, type(None)}:
             action._typehint = Union[int, float, None]  # type: ignore[attr-defined]  # noqa: UP007
+
+
+def standard_gamma_derivative(shape: Tensor, z: Tensor) -> Tensor:
+    """Return how a standard gamma variable moves with its shape while its distribution function stays: dz / da.
+
+    It is what torch multiplies gradients by in `rsample`, which gives it for samples that it draws itself only.
+
+    Args:
+        shape: a, positive.
+        z: Samples of the standard gamma distribution of that shape.
+    """
+    return torch._standard_gamma_grad(shape, z)

@@ -211,3 +211,12 @@ def test_one_hot_variables_hold_an_index_and_know_what_they_were_given():
             assert q.logits is not None
             expected = name == "probs"
             assert private_api.is_given_by_probs(q) is expected, "`_param` is no longer what was given"
+
+
+def test_gamma_samples_move_with_their_shape_as_those_of_rsample_do():
+    shape = torch.tensor([0.3, 1.0, 7.0], dtype=torch.float64, requires_grad=True)
+    z = torch.distributions.Gamma(shape, torch.ones_like(shape)).rsample()
+    (expected,) = torch.autograd.grad(z.sum(), shape)
+    found = private_api.standard_gamma_derivative(shape.detach(), z.detach())
+    words = "torch._standard_gamma_grad is no longer the derivative of gamma samples in their shape"
+    assert torch.allclose(found, expected, rtol=1e-9), words

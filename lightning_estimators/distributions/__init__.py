@@ -17,6 +17,7 @@ from lightning_estimators.distributions.parameters import (
     distribution_parameters,
     rebuild,
 )
+from lightning_estimators.distributions.path import path_through
 from lightning_estimators.distributions.sampling import (
     draw,
     has_small_concentration,
@@ -39,6 +40,7 @@ __all__ = [
     "has_small_concentration",
     "log_gamma_sample",
     "of_index",
+    "path_through",
     "probabilities",
     "rebuild",
     "sample",

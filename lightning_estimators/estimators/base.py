@@ -16,7 +16,6 @@ from lightning_estimators.distributions import (
     base_distribution,
     check_no_hidden_parameters,
     distribution_parameters,
-    of_index,
     rebuild,
     sample,
 )
@@ -24,9 +23,9 @@ from lightning_estimators.estimators.attach import attach_gradients, attach_surr
 from lightning_estimators.estimators.checks import check_context, check_no_tangents, explain_function_transform
 from lightning_estimators.estimators.coupling import refuse_coupled_costs
 from lightning_estimators.estimators.estimate import Estimate, average, check_estimate
-from lightning_estimators.estimators.leaves import cost_in_its_precision, parameters_per_sample
+from lightning_estimators.estimators.leaves import as_vectors, cost_in_its_precision, parameters_per_sample
 from lightning_estimators.noise import is_replaying, replay_scope
-from lightning_estimators.objectives import CallableObjective, Objective
+from lightning_estimators.objectives import CallableObjective, Objective, Observed
 from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
 
 __all__ = ["GradientEstimator"]
@@ -75,6 +74,8 @@ class GradientEstimator(Configurable, nn.Module, ABC):
     """The least `num_samples` that makes sense."""
     learns_variance: ClassVar[bool] = False
     """Whether the gradient of `Estimate.surrogate_loss` is that of the variance of the estimate."""
+    takes_observed_costs: ClassVar[bool] = False
+    """Whether f may be `Observed` at samples that others drew: `estimate` takes them from `observed_actions(f)`."""
 
     def __init__(self, num_samples: int = 1) -> None:
         super().__init__()
@@ -172,8 +173,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
 
     def _forward(self, q: Distribution, f: Cost, context: Tensor | None) -> Tensor:
         self.check(q)
-        if (one_hot := as_one_hot(q)) is not q:  # an index: the same variable as a one-hot vector
-            q, f = one_hot, of_index(f)
+        q, f = as_vectors(self, q, f)
         if not self.is_pathwise(q):
             check_no_hidden_parameters(q)
         self._refuse_second_derivatives(q)
@@ -183,10 +183,9 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         cost = cost_in_its_precision(f, len(q.event_shape), attached)
         leaves = parameters_per_sample(attached, self.num_samples, detach=not pathwise)
         if not self._has_looked_for_coupling:
-            # Detached, so that nothing is saved for a backward pass, which activation checkpointing would find amiss.
-            self._look_for_coupling(rebuild(q, {name: leaf.detach() for name, leaf in leaves.items()}), cost)
+            self._look_for_coupling(rebuild(q, leaves), cost)
         if not torch.is_grad_enabled() and not pathwise:
-            return self.combine(cost(sample(rebuild(q, leaves))))
+            return self.combine(cost.costs if isinstance(cost, Observed) else cost(sample(rebuild(q, leaves))))
         estimate = self.estimate(rebuild(q, leaves), leaves, cost, None if context is None else context.detach())
         check_estimate(estimate, type(self).__name__, self.num_samples, q.batch_shape, attached)
         combined = estimate.value.ndim == len(q.batch_shape)

@@ -15,6 +15,7 @@ from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relaxation import gradients_of_parameters, relaxation_of, score
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives import Objective
+from lightning_estimators.objectives.observed import observed_actions
 
 __all__ = ["ControlVariate"]
 
@@ -56,8 +57,10 @@ class ControlVariate(GradientEstimator):
         """Evaluate f on the hard sample, c on both relaxations at once, and combine them."""
         with torch.no_grad():  # derivatives in the logits are written down, so none has a graph of its own
             relaxation = relaxation_of(q)
-            z = relaxation.draw()
-            b = relaxation.harden(z)
+            b = observed_actions(f)
+            # Given the sample, z is distributed as if it had been drawn first.
+            z = relaxation.draw() if b is None else relaxation.draw_given(b)[0]
+            b = relaxation.harden(z) if b is None else b
             z_given_b, slope = relaxation.draw_given(b)
             both = torch.stack([z, z_given_b])
         both.requires_grad_()

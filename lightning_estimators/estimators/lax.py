@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lightning_estimators.distributions import check_fixed_support, check_reparameterized, draw
+from lightning_estimators.distributions import check_fixed_support, check_reparameterized, draw, path_through
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relax import evaluate_surrogate, prepare_surrogate
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import Objective
+from lightning_estimators.objectives.observed import observed_actions
 
 __all__ = ["LAX"]
 
@@ -47,6 +48,7 @@ class LAX(GradientEstimator):
 
     families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
     learns_variance: ClassVar[bool] = True
+    takes_observed_costs: ClassVar[bool] = True
 
     def __init__(self, surrogate: nn.Module | None = None, num_samples: int = 1) -> None:
         super().__init__(num_samples)
@@ -73,8 +75,12 @@ class LAX(GradientEstimator):
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Combine the score function of f - r with the pathwise gradient of r."""
-        path, log_density = draw(q, attached=True)
-        z = path.detach()
+        z = observed_actions(f)
+        if z is None:
+            path, log_density = draw(q, attached=True)
+            z = path.detach()
+        else:
+            path, log_density = path_through(q, z), q.log_prob(z)
         value = f(z)
         parameters = list(leaves.values())
         learns = self.learns()

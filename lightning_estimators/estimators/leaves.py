@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from lightning_estimators.objectives import Objective, as_objective
+from lightning_estimators.distributions import as_one_hot, of_index
+from lightning_estimators.objectives import Objective, Observed, as_objective
 
-__all__ = ["cost_in_its_precision", "parameters_per_sample"]
+if TYPE_CHECKING:
+    from lightning_estimators.estimators.base import GradientEstimator
+
+__all__ = ["as_vectors", "cost_in_its_precision", "parameters_per_sample"]
+
+
+def as_vectors(
+    estimator: GradientEstimator, q: Distribution, f: Callable[[Tensor], Tensor]
+) -> tuple[Distribution, Callable[[Tensor], Tensor]]:
+    """Return q and f as plug-ins take them: an index as a one-hot vector, observed costs with an axis of samples.
+
+    Args:
+        estimator: Whose plug-in it is.
+        q: The distribution that it was called with.
+        f: The cost.
+
+    Raises:
+        TypeError: The costs are observed, and the estimator needs f elsewhere.
+        ValueError: Observed costs are of another shape, or of actions that were drawn from another distribution.
+    """
+    one_hot = as_one_hot(q)
+    if not isinstance(f, Observed):
+        return one_hot, f if one_hot is q else of_index(f)
+    if not estimator.takes_observed_costs:
+        where = {
+            "none": "evaluates f at samples that it draws itself",
+            "samples": "differentiates f at samples that it draws itself",
+            "relaxed": "evaluates and differentiates f at relaxed samples, between the values of q",
+        }[estimator.gradient_of_f]
+        raise TypeError(
+            f"{type(estimator).__name__} {where}, but an Observed cost is known at the actions that were taken, and "
+            "nowhere else. Use REINFORCE, RELAX (discrete actions) or LAX (continuous actions)."
+        )
+    return one_hot, f.laid_out_for(q, estimator.num_samples)
 
 
 def parameters_per_sample(attached: Mapping[str, Tensor], num_samples: int, *, detach: bool) -> dict[str, Tensor]:
@@ -44,6 +80,8 @@ def cost_in_its_precision(f: Callable[[Tensor], Tensor], event_dim: int, attache
         event_dim: Number of event axes of q.
         attached: Parameters of q by name.
     """
+    if isinstance(f, Observed):
+        return f
     autocast = torch.is_autocast_enabled(next(iter(attached.values())).device.type)
     return as_objective(f, event_dim=event_dim, dtype=None if autocast else _half_precision(attached))
 

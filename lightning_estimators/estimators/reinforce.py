@@ -14,6 +14,7 @@ from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relaxation import gradients_of_parameters, score
 from lightning_estimators.objectives import Objective
+from lightning_estimators.objectives.observed import observed_actions
 
 __all__ = ["REINFORCE"]
 
@@ -49,6 +50,7 @@ class REINFORCE(GradientEstimator):
     """
 
     families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
+    takes_observed_costs: ClassVar[bool] = True
 
     def __init__(self, baseline: Baseline | None = None, num_samples: int = 1) -> None:
         super().__init__(num_samples)
@@ -84,7 +86,11 @@ class REINFORCE(GradientEstimator):
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Weight the score by the learning signal."""
         discrete = isinstance(base_distribution(q), Bernoulli | OneHotCategorical)
-        z, log_density = (sample(q), None) if discrete else draw(q)
+        z, log_density = observed_actions(f), None
+        if z is None:
+            z, log_density = (sample(q), None) if discrete else draw(q)
+        elif not discrete:
+            log_density = q.log_prob(z)
         value = f(z)
         signal, loss = self.baseline(value.detach(), context)
         if log_density is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,8 @@ class RELAX(HasTemperature, ControlVariate):
         >>> all(p.grad is not None for p in relax.parameters())
         True
     """
+
+    takes_observed_costs: ClassVar[bool] = True
 
     def __init__(
         self,

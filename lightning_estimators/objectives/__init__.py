@@ -6,6 +6,7 @@ from lightning_estimators.objectives.callable import CallableObjective, as_objec
 from lightning_estimators.objectives.exponential import ExponentialCost
 from lightning_estimators.objectives.first_layer_linear import FirstLayerLinear
 from lightning_estimators.objectives.gaussian_linear import GaussianLinear
+from lightning_estimators.objectives.observed import Observed
 from lightning_estimators.objectives.per_example import per_example
 from lightning_estimators.objectives.scaled import Scaled
 from lightning_estimators.objectives.separable import Separable
@@ -19,6 +20,7 @@ __all__ = [
     "FirstLayerLinear",
     "GaussianLinear",
     "Objective",
+    "Observed",
     "Scaled",
     "Separable",
     "SquaredCost",
