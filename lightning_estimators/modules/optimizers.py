@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -27,6 +28,7 @@ def chain_optimizers(
     lr_scheduler: LRSchedulerCallable | None = None,
     surrogate_lr_scheduler: LRSchedulerCallable | None = None,
     lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+    others: Mapping[str, tuple[OptimizerCallable, Iterable[nn.Parameter]]] | None = None,
 ) -> _Configured:
     """Return what `configure_optimizers` of any LightningModule that holds estimators may return, in one line.
 
@@ -45,6 +47,8 @@ def chain_optimizers(
             (`{"scheduler": ..., "interval": ..., "frequency": ..., "monitor": ..., "strict": ...}`).
         surrogate_lr_scheduler: The same for `surrogate_optimizer`.
         lr_scheduler_interval: Whether schedulers that do not say so themselves step every "epoch" or every "step".
+        others: Further parts by name: what makes the optimizer of a part, and its parameters, which then do not belong
+            to "model" (a critic beside a policy).
 
     Returns:
         A list with the chained optimizer, and a list of scheduler dictionaries to which more may be appended.
@@ -67,12 +71,15 @@ def chain_optimizers(
         >>> {name: type(part).__name__ for name, part in optimizer.parts.items()}
         {'model': 'Adam', 'surrogate': 'SGD'}
     """
-    model = [parameter for group in parameter_groups(module).values() for parameter in group]
+    apart = {name: (maker, list(parameters)) for name, (maker, parameters) in (others or {}).items()}
+    elsewhere = {parameter for _, parameters in apart.values() for parameter in parameters}
+    model = [p for group in parameter_groups(module).values() for p in group if p not in elsewhere]
     if not model:
         raise ValueError(f"{type(module).__name__} has no trainable parameters outside its estimators.")
     parts = {"model": _made(Optimizer, "optimizer", optimizer, model)}
     if surrogate := surrogate_parameters(module):
         parts["surrogate"] = _made(Optimizer, "surrogate_optimizer", surrogate_optimizer, surrogate)
+    parts |= {name: _made(Optimizer, f"{name}_optimizer", maker, given) for name, (maker, given) in apart.items()}
     chained = ChainedOptimizer(**parts)
     makers = {"model": ("lr_scheduler", lr_scheduler), "surrogate": ("surrogate_lr_scheduler", surrogate_lr_scheduler)}
     schedulers = [

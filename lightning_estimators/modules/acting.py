@@ -1,0 +1,219 @@
+"""A module that acts in environments: its policy, the noise with which it acts, and how its episodes go."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.utils.data import DataLoader
+
+from lightning_estimators.counter_noise import counter_noise
+from lightning_estimators.distributions import sample
+from lightning_estimators.logged_steps import step_is_logged
+from lightning_estimators.modules.base import EstimatorModule
+from lightning_estimators.policies import ActionDistribution, RecentEpisodes
+from lightning_estimators.rollout import Episodes, Rollout
+
+__all__ = ["ActingModule"]
+
+_TRAINING, _EVALUATION = 2**21, 2**21 + 1  # streams of noise, far from those that callbacks use
+
+
+class ActingModule(EstimatorModule, ABC):
+    r"""Holds a policy $\pi(a|s)$ that acts in environments (`rollout.Policy`), and learns from what it acted itself.
+
+    Batches are `Rollout`s, evaluation batches are `Episodes`. A datamodule collects them (`datamodules.Gymnasium`),
+    inside the training loop and with the policy as it is at that moment: it enters `acting(number)` for each batch, and
+    calls `act` for each step.
+
+    A batch must never be collected ahead of the update before it, which is what Lightning does where a data loader has
+    no length or has workers: the policy would learn from the actions of an older one, which is known to make it
+    collapse. Such loaders are refused when training starts.
+
+    The noise of acting is a stream of its own, numbered by the batches that were collected. It must be independent of
+    the noise of the training step: seeded alike, the relaxed samples that RELAX draws given an action are correlated
+    with the action, which biases the gradient.
+
+    The following is logged besides what `EstimatorModule` logs:
+
+    - `train/episode_return`, `train/episode_length`: means over the last 100 episodes that ended on each process, once
+      there is one, at logged steps and at the end of the epoch.
+    - `train/environment_steps`: steps in all environments of all processes since training began.
+    - `val/episode_return`, `val/episode_length`, and the same with `test/`: means over the evaluation episodes.
+
+    When training is resumed, environments begin fresh episodes; weights, optimizers, noise and statistics continue.
+
+    Implementing one: `loss`, in which `distribution(observations, mask)` is the policy.
+
+    Args:
+        policy: Network that maps observations, shape `(B, observation_size)`, to `(B, actions.num_outputs)`.
+        actions: Turns its outputs into a distribution.
+        observation_size: Entries of one observation.
+        **training: Optimizers and their schedulers, see `EstimatorModule`.
+
+    Raises:
+        ValueError: The policy returns another shape; or, when training starts, the data loader may collect ahead.
+    """
+
+    environment_steps: Tensor
+
+    def __init__(self, policy: nn.Module, actions: ActionDistribution, observation_size: int, **training: Any) -> None:
+        super().__init__(**training)
+        if observation_size < 1:
+            raise ValueError(f"observation_size must be at least 1, got {observation_size!r}.")
+        self.policy, self.actions, self.observation_size = policy, actions, observation_size
+        self.register_buffer("environment_steps", torch.zeros((), dtype=torch.int64))
+        self.recent_episodes = RecentEpisodes()
+        outputs = policy(self.example_observations())
+        if outputs.shape != (2, actions.num_outputs):
+            raise ValueError(
+                f"the policy must map observations of shape (B, {observation_size}) to (B, {actions.num_outputs}), "
+                f"the parameters of {type(actions).__name__}; for B = 2 it returned {tuple(outputs.shape)}."
+            )
+
+    def example_observations(self) -> Tensor:
+        """Return two observations of zeros, by which networks are sized and checked."""
+        return self._as_policy_input(torch.zeros(2, self.observation_size))
+
+    def distribution(self, observations: Tensor, action_mask: Tensor | None = None) -> Distribution:
+        """Return the policy's distribution over actions, attached to the policy.
+
+        Args:
+            observations: Shape `(B, observation_size)`.
+            action_mask: Which alternatives are allowed, see `Rollout.action_mask`, shape `(B, sum of sizes)`; or None.
+        """
+        return self._distribution(observations, action_mask)[0]
+
+    @torch.no_grad()
+    def act(
+        self, observations: Tensor, action_mask: Tensor | None = None, *, greedy: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return an action for each observation, and its log-probability; see `rollout.Policy`.
+
+        Noise comes from torch's generator: call it inside `acting`.
+
+        Args:
+            observations: Shape `(num_envs, observation_size)`, on any device.
+            action_mask: Which alternatives are allowed, see `Rollout.action_mask`, shape `(num_envs, sum of sizes)`.
+            greedy: Whether to take the most probable action (the mean, for real-valued ones) and draw nothing.
+
+        Returns:
+            Actions in the form of `rollout.ActionKind`, shape `(num_envs, *event)`, and log-probabilities or
+            log-densities, shape `(num_envs,)`, in the precision of the policy.
+        """
+        with self._precision():
+            q, dtype = self._distribution(observations, action_mask)
+            drawn = self.actions.greedy(q) if greedy else sample(q)
+            return self.actions.to_environment(drawn), q.log_prob(drawn).to(dtype)
+
+    @contextmanager
+    def acting(self, number: int, *, evaluation: bool = False) -> Iterator[None]:
+        """Enter a context without autograd in which `act` draws from streams of noise of its own.
+
+        Each process draws noise of its own. The same number draws the same noise again.
+
+        Args:
+            number: Of batches of this kind collected before, over the whole run.
+            evaluation: Whether the actions are those of evaluation, which have yet another stream.
+        """
+        stream = _EVALUATION if evaluation else _TRAINING
+        with torch.no_grad(), counter_noise(self.device, self.noise_seed(), stream, number, self.global_rank):
+            yield
+
+    def num_examples(self, batch: Rollout) -> int:
+        """Return how many steps a batch has, over all its environments."""
+        return batch.rewards.numel()
+
+    def on_train_start(self) -> None:
+        """Refuse data loaders that may collect a batch before the update that precedes it."""
+        super().on_train_start()
+        _refuse_collecting_ahead(self.trainer.train_dataloader)
+
+    def training_step(self, batch: Rollout, batch_idx: int) -> Tensor:
+        """Return the mean cost, and log it and how the episodes went.
+
+        Args:
+            batch: What was acted.
+            batch_idx: Index of the batch in its epoch.
+        """
+        loss = super().training_step(batch, batch_idx)
+        self.environment_steps += batch.rewards.numel() * self.trainer.world_size
+        self.recent_episodes.add(batch)
+        is_last = batch_idx + 1 >= self.trainer.num_training_batches
+        if is_last or step_is_logged(self.trainer, batch_idx):
+            self._log_episodes()
+        return loss
+
+    def validation_step(self, batch: Episodes, batch_idx: int) -> None:
+        """Log `val/episode_return` and `val/episode_length`."""
+        self._log_evaluation("val", batch)
+
+    def test_step(self, batch: Episodes, batch_idx: int) -> None:
+        """Log `test/episode_return` and `test/episode_length`."""
+        self._log_evaluation("test", batch)
+
+    def predict_step(self, batch: Episodes, batch_idx: int) -> Episodes:
+        """Return the episodes that were played."""
+        return batch
+
+    def _distribution(self, observations: Tensor, mask: Tensor | None) -> tuple[Distribution, torch.dtype]:
+        outputs = self.policy(self._as_policy_input(observations))
+        return self.actions(outputs, None if mask is None else mask.to(outputs.device)), outputs.dtype
+
+    def _as_policy_input(self, observations: Tensor) -> Tensor:
+        weight = next(self.parameters())
+        return observations.to(device=weight.device, dtype=weight.dtype)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Return the context in which training steps run, autocast for one, so that both see the same policy."""
+        return nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
+
+    def _log_episodes(self) -> None:
+        sums = self.trainer.strategy.reduce(self.recent_episodes.sums().to(self.device), reduce_op="sum")
+        returns, lengths, count = sums.tolist()
+        figures: dict[str, float] = {"environment_steps": float(self.environment_steps)}
+        if count:
+            figures |= {"episode_return": returns / count, "episode_length": lengths / count}
+        for name, figure in figures.items():
+            shown = name == "episode_return"
+            self.log(f"train/{name}", figure, prog_bar=shown, on_step=True, on_epoch=False, rank_zero_only=False)
+
+    def _log_evaluation(self, stage: str, batch: Episodes) -> None:
+        for name, figures in (("return", batch.returns), ("length", batch.lengths)):
+            self.log(
+                f"{stage}/episode_{name}",
+                figures.float().mean(),
+                prog_bar=name == "return",
+                batch_size=len(figures),
+                on_step=False,
+                on_epoch=True,
+                sync_dist=True,
+            )
+
+
+def _refuse_collecting_ahead(loaders: Any) -> None:
+    """Raise unless Lightning asks each data loader for a batch only when the one before it has been learned from.
+
+    Raises:
+        ValueError: A loader has no length, or workers.
+    """
+    for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+        reason = None
+        if isinstance(loader, DataLoader) and loader.num_workers > 0:
+            reason = f"has {loader.num_workers} workers"
+        else:
+            try:
+                len(loader)
+            except TypeError:
+                reason = "has no length"
+        if reason is not None:
+            raise ValueError(
+                f"the training data loader, {type(loader).__name__}, {reason}, so a batch is collected ahead of the "
+                "update before it: the policy would learn from what an older one acted. Give it a length (`__len__`, "
+                "the batches of an epoch) and no workers, and collect each batch when it is asked for."
+            )
