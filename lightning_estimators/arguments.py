@@ -100,7 +100,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in inner)
     if origin is collections.abc.Callable or hint is collections.abc.Callable:
-        made = inner[-1] if inner and isinstance(inner[-1], type) else None
+        made = inner[-1] if inner and isinstance(inner[-1], type) and inner[-1] is not Any else None
         return callable(value) and not (made and isinstance(value, made))  # an activation, say, instead of its class
     if _is_sequence(origin or hint):
         return _is_collection(value) and all(_fits(item, inner[0]) for item in value if inner)

@@ -16,14 +16,14 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 # Imports are the registry: whatever is imported has a short name on the command line.
 from lightning_estimators import baselines, datamodules, estimators, networks, schedulers  # noqa: F401
-from lightning_estimators.callbacks import Reconstructions
 from lightning_estimators.checkpoints import check_classes, class_paths, imported_class, read_checkpoint
 from lightning_estimators.commandline.checkpoints import find_checkpoint
+from lightning_estimators.commandline.default_callbacks import default_callbacks
 from lightning_estimators.commandline.overrides import Overrides
 from lightning_estimators.commandline.parser import CONFIGS, Parser, arrange
 from lightning_estimators.commandline.refusals import is_refusal, root_cause
@@ -91,7 +91,8 @@ class EstimatorCLI(LightningCLI):
         whole_numbers_first(parser)
         job = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
         if not self._sketches:
-            parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
+            for name in _TOLD_BY_DATA:
+                parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
             parser.job = {name: job[name] for name in ("model", "data")}
         parser.set_defaults({name: value for name, value in job.items() if name not in ("model", "data")})
         self.parsers.append(parser)
@@ -122,10 +123,11 @@ class EstimatorCLI(LightningCLI):
         for path in class_paths(config.as_dict()):
             if imported_class(path) is None:
                 own.error(f"{path} is given as a class to build, and is none.")
-        if any(str(word).startswith("--model.image_shape") for word in words):
-            data = imported_class(config["data"]["class_path"])
-            if data is not None and hasattr(data, "image_shape"):
-                own.error(f"--model.image_shape: {data.__name__} says what it is; leave it out.")
+        for name in _TOLD_BY_DATA:
+            if any(str(word).startswith(f"--model.{name}") for word in words):
+                data = imported_class(config["data"]["class_path"])
+                if data is not None and hasattr(data, name):
+                    own.error(f"--model.{name}: {data.__name__} says what it is; leave it out.")
         if subcommand:
             config["ckpt_path"] = None  # until Lightning has passed the point where it reads options from it itself
         if config["seed_everything"] is True:
@@ -152,12 +154,8 @@ class EstimatorCLI(LightningCLI):
         loggers = [one for one in (logger if isinstance(logger, list) else [logger]) if isinstance(one, Logger)]
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
-        # Images by default, unless there are some already, or an empty list asks for nothing.
-        if settings["callbacks"] != [] and not any(isinstance(callback, Reconstructions) for callback in callbacks):
-            draws = all(callable(getattr(self.model, name, None)) for name in ("reconstruct", "sample_prior"))
-            tensorboard = any(isinstance(one, TensorBoardLogger) for one in loggers)
-            if tensorboard and draws and hasattr(self.datamodule, "image_shape"):
-                callbacks.append(Reconstructions(every_n_epochs=10))
+        if settings["callbacks"] != []:  # an empty list asks for nothing
+            callbacks += default_callbacks(self.subcommand, self.model, self.datamodule, loggers, callbacks)
         if self.subcommand == "fit" and self.checkpoint:
             callbacks.append(Overrides())
         saves = settings["enable_checkpointing"] is not False and not settings["barebones"]
@@ -249,6 +247,9 @@ class EstimatorCLI(LightningCLI):
                 "--trainer.enable_checkpointing false."
             )
 
+
+_TOLD_BY_DATA = ("image_shape", "observation_size", "action_kind", "action_sizes")
+"""Arguments of models that a datamodule with an attribute of that name fills in."""
 
 _NOTHING = Namespace()  # type: ignore[no-untyped-call]  # jsonargparse has no types
 

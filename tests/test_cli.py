@@ -94,6 +94,14 @@ def test_short_names_and_their_options(data_root):
     assert learning_rates(cli) == [0.2]
 
 
+@pytest.mark.parametrize("name", ["ARMS", "DisARM"])
+def test_estimators_that_draw_their_samples_together_by_short_name(name):
+    run = ["fit", *SMALL, *BARE, "--trainer.max_steps=1", "--model.estimator", name, "--model.estimator.num_samples=6"]
+    (estimator,) = EstimatorCLI(run).model.estimators
+    assert type(estimator).__name__ == name
+    assert estimator.num_samples == 6
+
+
 def test_a_class_that_replaces_another_gets_only_options_that_were_written():
     run = ["fit", *SMALL, *BARE, "--trainer.max_steps=1"]
     estimator = EstimatorCLI([*run, "--model.estimator=Concrete"]).model.estimators[0]

@@ -1,9 +1,11 @@
 """Gradient estimators: `estimator(q, f)`, one file each; torch only."""
 
+from lightning_estimators.estimators.arms import ARMS
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.concrete import Concrete
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.cost_gradient import check_differentiable, value_and_gradient
+from lightning_estimators.estimators.disarm import DisARM
 from lightning_estimators.estimators.enumeration import Enumeration
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.generalized_reparameterization import GeneralizedReparameterization
@@ -20,12 +22,14 @@ from lightning_estimators.estimators.straight_through import StraightThrough
 from lightning_estimators.estimators.straight_through_estimator import StraightThroughEstimator
 
 __all__ = [
+    "ARMS",
     "LAX",
     "REBAR",
     "REINFORCE",
     "RELAX",
     "Concrete",
     "ControlVariate",
+    "DisARM",
     "Enumeration",
     "Estimate",
     "GeneralizedReparameterization",

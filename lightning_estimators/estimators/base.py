@@ -183,7 +183,8 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         cost = cost_in_its_precision(f, len(q.event_shape), attached)
         leaves = parameters_per_sample(attached, self.num_samples, detach=not pathwise)
         if not self._has_looked_for_coupling:
-            self._look_for_coupling(rebuild(q, leaves), cost)
+            # Detached, so that nothing is saved for a backward pass, which activation checkpointing would find amiss.
+            self._look_for_coupling(rebuild(q, {name: leaf.detach() for name, leaf in leaves.items()}), cost)
         if not torch.is_grad_enabled() and not pathwise:
             return self.combine(cost.costs if isinstance(cost, Observed) else cost(sample(rebuild(q, leaves))))
         estimate = self.estimate(rebuild(q, leaves), leaves, cost, None if context is None else context.detach())

@@ -4,11 +4,13 @@ from torch import nn
 
 from lightning_estimators.baselines import LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline
 from lightning_estimators.estimators import (
+    ARMS,
     LAX,
     REBAR,
     REINFORCE,
     RELAX,
     Concrete,
+    DisARM,
     Enumeration,
     GeneralizedReparameterization,
     GumbelRao,
@@ -40,6 +42,10 @@ CASES = {
     "REINFORCE/learned/normalized": lambda: REINFORCE(small_baseline(normalize=True)),
     "REINFORCE/leave_one_out/2": lambda: REINFORCE(LeaveOneOut(), num_samples=2),
     "REINFORCE/leave_one_out/3": lambda: REINFORCE(LeaveOneOut(), num_samples=3),
+    "DisARM": DisARM,
+    "DisARM/4": lambda: DisARM(num_samples=4),
+    "ARMS": ARMS,
+    "ARMS/3": lambda: ARMS(num_samples=3),
     "Concrete": Concrete,
     "Concrete/3": lambda: Concrete(temperature=0.7, num_samples=3),
     "Concrete/learned": lambda: Concrete(learn_temperature=True),

@@ -8,10 +8,12 @@ from torch.distributions import Bernoulli, Categorical, Independent, OneHotCateg
 
 from lightning_estimators.distributions import sample
 from lightning_estimators.estimators import (
+    ARMS,
     REBAR,
     REINFORCE,
     RELAX,
     Concrete,
+    DisARM,
     Enumeration,
     RelaxedREBAR,
     StochasticBackprop,
@@ -43,6 +45,10 @@ UNBIASED = {
 }
 
 
+BERNOULLI = {"DisARM": DisARM, "ARMS": ARMS}
+"""Of Bernoulli variables alone."""
+
+
 def exact():
     """The gradient over possible classes alone."""
     logits = START.clone().requires_grad_()
@@ -71,7 +77,9 @@ def test_masked_classes(make, way, dtype):
 
 
 @pytest.mark.parametrize("value", [INF, 1e9])
-@pytest.mark.parametrize("make", [*UNBIASED.values(), Concrete], ids=[*UNBIASED, "Concrete"])
+@pytest.mark.parametrize(
+    "make", [*UNBIASED.values(), *BERNOULLI.values(), Concrete], ids=[*UNBIASED, *BERNOULLI, "Concrete"]
+)
 def test_decided_bernoullis_get_no_gradient_and_no_number_that_is_none(make, value):
     torch.manual_seed(0)
     logits = torch.tensor([0.3, value, -value]).repeat(50, 1).requires_grad_()
@@ -194,7 +202,7 @@ def test_many_classes_are_taken_in_chunks_with_the_same_answer(monkeypatch):
     assert torch.allclose(*gradients, atol=1e-12)
 
 
-EVERY = {**UNBIASED, "Concrete": Concrete}
+EVERY = {**UNBIASED, **BERNOULLI, "Concrete": Concrete}
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
@@ -204,7 +212,7 @@ def test_empty_batches_and_no_latents(make, shape):
         one_hot = logits.ndim == 3
         # torch's own validation fails on tensors without entries.
         base = Categorical(logits=logits, validate_args=False) if one_hot else Bernoulli(logits=logits)
-        if one_hot and make().gradient_of_f != "none":
+        if one_hot and (make().gradient_of_f != "none" or make().families == (Bernoulli,)):
             continue
         value = make()(Independent(base, 1), lambda z: z.square().sum(-1))
         value.sum().backward()
