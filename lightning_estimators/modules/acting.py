@@ -1,4 +1,4 @@
-"""A module that acts in environments: its policy, the noise with which it acts, and how its episodes go."""
+"""A module that acts in environments: its policy, and the noise with which it acts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader
 
 from lightning_estimators.counter_noise import counter_noise
 from lightning_estimators.distributions import sample
-from lightning_estimators.logged_steps import step_is_logged
 from lightning_estimators.modules.base import EstimatorModule
-from lightning_estimators.policies import ActionDistribution, RecentEpisodes
+from lightning_estimators.policies import ActionDistribution
 from lightning_estimators.rollout import Episodes, Rollout
 
 __all__ = ["ActingModule"]
@@ -39,14 +38,8 @@ class ActingModule(EstimatorModule, ABC):
     the noise of the training step: seeded alike, the relaxed samples that RELAX draws given an action are correlated
     with the action, which biases the gradient.
 
-    The following is logged besides what `EstimatorModule` logs:
-
-    - `train/episode_return`, `train/episode_length`: means over the last 100 episodes that ended on each process, once
-      there is one, at logged steps and at the end of the epoch.
-    - `train/environment_steps`: steps in all environments of all processes since training began.
-    - `val/episode_return`, `val/episode_length`, and the same with `test/`: means over the evaluation episodes.
-
-    When training is resumed, environments begin fresh episodes; weights, optimizers, noise and statistics continue.
+    `callbacks.EpisodeReturns` logs how episodes go. When training is resumed, environments begin fresh episodes;
+    weights, optimizers, noise and statistics continue.
 
     Implementing one: `loss`, in which `distribution(observations, mask)` is the policy.
 
@@ -60,15 +53,11 @@ class ActingModule(EstimatorModule, ABC):
         ValueError: The policy returns another shape; or, when training starts, the data loader may collect ahead.
     """
 
-    environment_steps: Tensor
-
     def __init__(self, policy: nn.Module, actions: ActionDistribution, observation_size: int, **training: Any) -> None:
         super().__init__(**training)
         if observation_size < 1:
             raise ValueError(f"observation_size must be at least 1, got {observation_size!r}.")
         self.policy, self.actions, self.observation_size = policy, actions, observation_size
-        self.register_buffer("environment_steps", torch.zeros((), dtype=torch.int64))
-        self.recent_episodes = RecentEpisodes()
         outputs = policy(self.example_observations())
         if outputs.shape != (2, actions.num_outputs):
             raise ValueError(
@@ -134,28 +123,11 @@ class ActingModule(EstimatorModule, ABC):
         super().on_train_start()
         _refuse_collecting_ahead(self.trainer.train_dataloader)
 
-    def training_step(self, batch: Rollout, batch_idx: int) -> Tensor:
-        """Return the mean cost, and log it and how the episodes went.
-
-        Args:
-            batch: What was acted.
-            batch_idx: Index of the batch in its epoch.
-        """
-        loss = super().training_step(batch, batch_idx)
-        self.environment_steps += batch.rewards.numel() * self.trainer.world_size
-        self.recent_episodes.add(batch)
-        is_last = batch_idx + 1 >= self.trainer.num_training_batches
-        if is_last or step_is_logged(self.trainer, batch_idx):
-            self._log_episodes()
-        return loss
-
     def validation_step(self, batch: Episodes, batch_idx: int) -> None:
-        """Log `val/episode_return` and `val/episode_length`."""
-        self._log_evaluation("val", batch)
+        """Do nothing: the episodes are there, and `callbacks.EpisodeReturns` logs them."""
 
     def test_step(self, batch: Episodes, batch_idx: int) -> None:
-        """Log `test/episode_return` and `test/episode_length`."""
-        self._log_evaluation("test", batch)
+        """Do nothing: the episodes are there, and `callbacks.EpisodeReturns` logs them."""
 
     def predict_step(self, batch: Episodes, batch_idx: int) -> Episodes:
         """Return the episodes that were played."""
@@ -172,28 +144,6 @@ class ActingModule(EstimatorModule, ABC):
     def _precision(self) -> AbstractContextManager[Any]:
         """Return the context in which training steps run, autocast for one, so that both see the same policy."""
         return nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
-
-    def _log_episodes(self) -> None:
-        sums = self.trainer.strategy.reduce(self.recent_episodes.sums().to(self.device), reduce_op="sum")
-        returns, lengths, count = sums.tolist()
-        figures: dict[str, float] = {"environment_steps": float(self.environment_steps)}
-        if count:
-            figures |= {"episode_return": returns / count, "episode_length": lengths / count}
-        for name, figure in figures.items():
-            shown = name == "episode_return"
-            self.log(f"train/{name}", figure, prog_bar=shown, on_step=True, on_epoch=False, rank_zero_only=False)
-
-    def _log_evaluation(self, stage: str, batch: Episodes) -> None:
-        for name, figures in (("return", batch.returns), ("length", batch.lengths)):
-            self.log(
-                f"{stage}/episode_{name}",
-                figures.float().mean(),
-                prog_bar=name == "return",
-                batch_size=len(figures),
-                on_step=False,
-                on_epoch=True,
-                sync_dist=True,
-            )
 
 
 def _refuse_collecting_ahead(loaders: Any) -> None:

@@ -19,7 +19,7 @@ from lightning_estimators.modules.acting import ActingModule
 from lightning_estimators.modules.optimizers import chain_optimizers, check_maker
 from lightning_estimators.networks import MLP
 from lightning_estimators.objectives import Observed
-from lightning_estimators.policies import ActionDistribution, Critic, PastScale, generalized_advantages
+from lightning_estimators.policies import ActionDistribution, CollapseWatch, Critic, PastScale, generalized_advantages
 from lightning_estimators.rollout import ActionKind, Rollout
 
 __all__ = ["PolicyGradient"]
@@ -52,7 +52,7 @@ class PolicyGradient(ActingModule):
     The defaults are a recipe that did not collapse: advantages as they are, gradients bounded, a critic that learns
     faster than the policy, and a small entropy bonus.
 
-    The following is logged besides what `ActingModule` logs, at logged steps:
+    The following is logged besides what `EstimatorModule` logs, at logged steps:
 
     - `train/entropy`: mean entropy of the policy in the states of the batch, in nats.
     - `train/exploration`: the same as a share of its maximum; for `GaussianActions`, scales over their initial ones. A
@@ -160,6 +160,7 @@ class PolicyGradient(ActingModule):
         self.estimator = estimator
         self._prepare_estimator()
         self._figures: dict[str, Tensor] = {}
+        self._collapse = CollapseWatch()
         self._has_warned_of_cuts = False
 
     def loss(self, batch: Rollout) -> Tensor:
@@ -212,17 +213,18 @@ class PolicyGradient(ActingModule):
         )
 
     def training_step(self, batch: Rollout, batch_idx: int) -> Tensor:
-        """Return the mean cost, and log it, the policy's entropy and how the episodes went.
+        """Return the mean cost, and log it, the policy's entropy and the critic's loss; warn of a collapse.
 
         Args:
             batch: What was acted.
             batch_idx: Index of the batch in its epoch.
         """
         loss = super().training_step(batch, batch_idx)
+        self._collapse.add(batch)
         if step_is_logged(self.trainer, batch_idx):
             for name, figure in self._figures.items():
                 self.log(f"train/{name}", figure, on_step=True, on_epoch=False, sync_dist=True)
-            self.recent_episodes.warn_if_collapsed(float(self._figures["exploration"]))
+            self._collapse.look(float(self._figures["exploration"]))
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -4,20 +4,20 @@ from lightning_estimators.policies.action_kinds import action_distribution
 from lightning_estimators.policies.actions import ActionDistribution
 from lightning_estimators.policies.advantages import generalized_advantages
 from lightning_estimators.policies.binary import BinaryActions
+from lightning_estimators.policies.collapse import CollapseWatch
 from lightning_estimators.policies.critic import Critic
 from lightning_estimators.policies.discrete import DiscreteActions
 from lightning_estimators.policies.gaussian import GaussianActions
 from lightning_estimators.policies.past_scale import PastScale
-from lightning_estimators.policies.recent_episodes import RecentEpisodes
 
 __all__ = [
     "ActionDistribution",
     "BinaryActions",
+    "CollapseWatch",
     "Critic",
     "DiscreteActions",
     "GaussianActions",
     "PastScale",
-    "RecentEpisodes",
     "action_distribution",
     "generalized_advantages",
 ]

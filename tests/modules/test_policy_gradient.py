@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_estimators.baselines import LeaveOneOut
+from lightning_estimators.callbacks import EpisodeReturns
 from lightning_estimators.estimators import LAX, REBAR, REINFORCE, RELAX, StochasticBackprop
 from lightning_estimators.modules import PolicyGradient
 from lightning_estimators.networks import Surrogate
@@ -57,7 +58,7 @@ def test_every_kind_of_action_is_acted_and_learned_from(kind, estimator):
 
 
 def fit(model, loader, tmp_path, **options):
-    run = trainer(tmp_path, max_epochs=2, **options)
+    run = trainer(tmp_path, max_epochs=2, callbacks=[EpisodeReturns()], **options)
     run.fit(model, loader, Playing(model, lambda: Signals(8, seed=5)))
     return run
 
