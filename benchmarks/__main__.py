@@ -29,12 +29,16 @@ from benchmarks.divergence import Divergence
 from benchmarks.experiment import Experiment, Run
 from benchmarks.gamma import Gamma
 from benchmarks.plan import Plan, Rows, duration, repeat
+from benchmarks.record import Record
+from benchmarks.record_report import write_page
 from benchmarks.regression import Regression
 from benchmarks.report import run_lines, write_report
 from benchmarks.toy import Toy
 
+RECORD = Record()
+
 EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment for experiment in (Toy(), Gamma(), Regression(), Divergence(), Discrete())
+    experiment.name: experiment for experiment in (Toy(), Gamma(), Regression(), Divergence(), Discrete(), RECORD)
 }
 """By the name of the command."""
 
@@ -56,8 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     folder = options.runs / "quick" if quick else options.runs
     plans = {line: Plan(runs, EXPERIMENTS, rows, folder, options.data_root) for line, runs in planned.items()}
+    record_page = report.parent / "record.md" if options.report or quick else HERE.parent / "docs" / "record.md"
     if options.name == "report":
         write_report(EXPERIMENTS, rows, report, plans)
+        write_page(rows.of("record"), RECORD.missing(rows.of("record")), record_page)
         return
     if options.name == "runs":
         print("seconds\tcommit\tdate\tthreads\ttorch\tprocessor\tcommand")
@@ -85,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: {error}\nHere the folder is given by --data-root.") from None
     if quick:
         write_report(EXPERIMENTS, rows, report)
+        write_page(rows.of("record"), [], record_page)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,7 +31,7 @@ from lightning_estimators.estimators import (
 )
 from lightning_estimators.modules import DiscreteLatentModel
 
-__all__ = ["COMPILED", "ESTIMATORS", "compiled_step", "fit_times", "model", "step"]
+__all__ = ["COMPILED", "ESTIMATORS", "compiled_step", "fit_times", "model", "step", "training_step"]
 
 ESTIMATORS: dict[str, Callable[[int], GradientEstimator]] = {
     "REINFORCE": lambda n: REINFORCE(num_samples=n),
@@ -72,17 +72,18 @@ def model(problem: Problem, estimator: GradientEstimator) -> DiscreteLatentModel
 
 def step(problem: Problem, estimator: str, batch: Tensor) -> Step:
     """Return a step of the package: loss, one backward, the steps of both optimizers."""
-    return _step(model(problem, ESTIMATORS[estimator](problem.samples)), batch)
+    return training_step(model(problem, ESTIMATORS[estimator](problem.samples)), batch)
 
 
 def compiled_step(problem: Problem, estimator: str, batch: Tensor) -> Step | None:
     """Return the same step with fused loops, or None where there are none to fuse."""
     if estimator not in COMPILED or problem.hidden:
         return None
-    return _step(model(problem, COMPILED[estimator](problem.samples)), batch)
+    return training_step(model(problem, COMPILED[estimator](problem.samples)), batch)
 
 
-def _step(module: DiscreteLatentModel, batch: Tensor) -> Step:
+def training_step(module: DiscreteLatentModel, batch: Tensor) -> Step:
+    """Return a step of a model: loss, one backward, the steps of both optimizers."""
     parameters = [p for group in module.parameter_groups().values() for p in group]
     optimizers = [torch.optim.Adam(parameters)]
     if surrogate := module.surrogate_parameters():
