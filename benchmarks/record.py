@@ -19,8 +19,11 @@ from lightning_estimators.estimators import (
     RELAX,
     Concrete,
     GradientEstimator,
+    GumbelRao,
+    ReinMax,
     RelaxedREBAR,
     StochasticBackprop,
+    StraightThrough,
 )
 
 __all__ = ["ESTIMATORS", "Record"]
@@ -37,6 +40,9 @@ ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
     "REBAR": lambda: REBAR(),
     "RELAX": lambda: RELAX(),
     "RelaxedREBAR": lambda: RelaxedREBAR(),
+    "StraightThrough": lambda: StraightThrough(),
+    "ReinMax": lambda: ReinMax(),
+    "GumbelRao-0.5": lambda: GumbelRao(temperature=0.5),
     "Concrete-0.5": lambda: Concrete(temperature=0.5),
     "Concrete-0.5-straight-through": lambda: Concrete(temperature=0.5, straight_through=True),
 }
