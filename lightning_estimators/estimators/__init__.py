@@ -11,6 +11,7 @@ from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.generalized_reparameterization import GeneralizedReparameterization
 from lightning_estimators.estimators.gumbel_rao import GumbelRao
 from lightning_estimators.estimators.lax import LAX
+from lightning_estimators.estimators.muprop import MuProp
 from lightning_estimators.estimators.pathwise import Pathwise
 from lightning_estimators.estimators.rebar import REBAR
 from lightning_estimators.estimators.reinforce import REINFORCE
@@ -35,6 +36,7 @@ __all__ = [
     "GeneralizedReparameterization",
     "GradientEstimator",
     "GumbelRao",
+    "MuProp",
     "Pathwise",
     "ReinMax",
     "RelaxedREBAR",

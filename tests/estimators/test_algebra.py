@@ -14,6 +14,7 @@ from lightning_estimators.estimators import (
     RELAX,
     Concrete,
     Enumeration,
+    MuProp,
     RelaxedREBAR,
     StochasticBackprop,
 )
@@ -276,6 +277,28 @@ def test_leave_one_out(kind, samples, fix_noise):
         others = torch.stack([cost[r] for r in range(samples) if r != s]).mean(0)
         expected = expected + per_sample(cost[s] - others, kind) * score[s] / samples
     assert torch.allclose(gradient, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("kind", CASES)
+def test_muprop(kind, samples, fix_noise):
+    """Gu et al. (2016): the expansion at the mean is subtracted, and the gradient of its expectation is added."""
+    _, logits = draw(kind)
+    u, b, score = hard_sample(kind, logits, samples)
+    fix_noise([u])
+    estimator = MuProp(LeaveOneOut() if samples > 1 else NoBaseline(), num_samples=samples)
+    value, gradient, _ = run(estimator, kind, logits)
+    cost, leaf = CASES[kind][1], logits.clone().requires_grad_()
+    mean = leaf.sigmoid() if kind == "bernoulli" else leaf.softmax(-1)
+    at = mean.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(cost(at).sum(), at)
+    dims = tuple(range(-len(CASES[kind][2]), 0))
+    (exact,) = torch.autograd.grad((mean * slope).sum(), leaf)
+    remainder = cost(b) - cost(at.detach()) - (slope * score).sum(dims)
+    if samples > 1:
+        remainder = remainder - (remainder.sum(0) - remainder) / (samples - 1)
+    assert torch.allclose(value, cost(b).mean(0), **CLOSE)
+    assert torch.allclose(gradient, (per_sample(remainder, kind) * score).mean(0) + exact, **CLOSE)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -15,6 +15,7 @@ from lightning_estimators.estimators import (
     Concrete,
     DisARM,
     Enumeration,
+    MuProp,
     RelaxedREBAR,
     StochasticBackprop,
 )
@@ -35,6 +36,7 @@ def surrogate():
 UNBIASED = {
     "REINFORCE": REINFORCE,
     "REINFORCE/3": lambda: REINFORCE(num_samples=3),
+    "MuProp/2": lambda: MuProp(num_samples=2),
     "REBAR": REBAR,
     "REBAR/2": lambda: REBAR(num_samples=2),
     "RELAX": lambda: RELAX(surrogate()),
