@@ -20,10 +20,7 @@ if TYPE_CHECKING:  # estimators import this module, and they import torch only
 __all__ = [
     "backward_number",
     "categorical_of",
-    "given_by_command_line",
-    "has_probabilities",
     "inside_data_parallel_forward",
-    "is_compilation_disabled",
     "is_given_by_probs",
     "is_saving_hooked",
     "mark_compiled_sizes",
@@ -73,11 +70,6 @@ def is_given_by_probs(q: Distribution) -> bool:
     return given is not None and given is getattr(inner, "_param", None)
 
 
-def has_probabilities(q: OneHotCategorical) -> bool:
-    """Whether q was built from probabilities, or has computed its probabilities from logits before and kept them."""
-    return "probs" in vars(q._categorical)
-
-
 def mark_compiled_sizes(argument: Tensor, dynamic: Sequence[int]) -> None:
     """Tell `torch.compile` which sizes of an argument vary from call to call, and to compile in all others.
 
@@ -90,11 +82,6 @@ def mark_compiled_sizes(argument: Tensor, dynamic: Sequence[int]) -> None:
             torch._dynamo.mark_dynamic(argument, axis)
         else:
             torch._dynamo.mark_static(argument, axis)
-
-
-def is_compilation_disabled() -> bool:
-    """Whether `torch.compile` returns functions as they are, as it does when TORCH_COMPILE_DISABLE is set."""
-    return bool(torch._dynamo.config.disable)
 
 
 def backward_number() -> int:
@@ -129,13 +116,6 @@ def set_logged_step(trainer: pl.Trainer, step: int) -> None:
         step: Optimizer steps taken.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
-
-
-def given_by_command_line() -> bool:
-    """Return whether a LightningCLI is building a module and hands its parsed options to `save_hyperparameters`."""
-    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-
-    return _given_hyperparameters.get() is not None
 
 
 def whole_numbers_first(parser: ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, OneHotCategorical
 
 from lightning_estimators.distributions.parameters import base_distribution
-from lightning_estimators.private_api import has_probabilities, is_given_by_probs, one_hot_of
+from lightning_estimators.private_api import categorical_of, is_given_by_probs, one_hot_of
 
 __all__ = ["as_one_hot", "exact_logits", "of_index", "probabilities"]
 
@@ -42,7 +42,7 @@ def probabilities(q: Distribution) -> Tensor:
     The exponential of logits, which torch keeps normalised, is several times faster than its softmax of them.
     """
     base = base_distribution(q)
-    if isinstance(base, OneHotCategorical) and not has_probabilities(base):
+    if isinstance(base, OneHotCategorical) and "probs" not in vars(categorical_of(base)):
         return base.logits.exp()
     return base.mean
 

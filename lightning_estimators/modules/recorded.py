@@ -9,11 +9,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import yaml
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.parsing import AttributeDict
 
 from lightning_estimators.checkpoints import check_classes, imported_class, read_checkpoint
 from lightning_estimators.configurable import Configurable, Unrecorded, encode, import_path, unrecorded
-from lightning_estimators.private_api import given_by_command_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,7 +43,7 @@ class RecordedModule(Configurable, pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         # Under a LightningCLI the parsed command line is the better record: it still knows how callables were made.
-        self._parsed = given_by_command_line()
+        self._parsed = _is_built_by_command_line()
         if self._parsed:
             self.save_hyperparameters()
         else:
@@ -167,6 +167,19 @@ class RecordedModule(Configurable, pl.LightningModule):
             return written | given
         # A LightningCLI also notes what it would tell other modules.
         return {name: value for name, value in written.items() if name in given or name in _SPECIAL}
+
+
+def _is_built_by_command_line() -> bool:
+    """Whether a LightningCLI is building a module and hands the options that it parsed to `save_hyperparameters`."""
+    return bool(_Probe().hparams)
+
+
+class _Probe(HyperparametersMixin):
+    """Without arguments, so that any hyper-parameters it saves are a command line's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters()
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution
 
-from lightning_estimators.private_api import is_compilation_disabled, mark_compiled_sizes
+from lightning_estimators.private_api import mark_compiled_sizes
 
 __all__ = ["compile_choice", "compiled_or_none", "compiler_at_hand", "is_compiled"]
 
@@ -63,7 +63,7 @@ def is_compiled(elements: int, device: torch.device) -> bool:
 @cache
 def compiler_at_hand(device_type: str) -> bool:
     """Whether what `torch.compile` needs is installed: a C++ compiler and Python's headers, or Triton on CUDA."""
-    if os.environ.get("TORCH_COMPILE_DISABLE") == "1" or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+    if _is_switched_off():
         return False
     if device_type == "cuda":
         compiler = any(shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name)
@@ -104,6 +104,10 @@ def compiled_or_none(
         return None
 
 
+def _is_switched_off() -> bool:
+    return any(os.environ.get(name) == "1" for name in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"))
+
+
 @contextmanager
 def _validation_of_distributions_kept() -> Iterator[None]:
     """Undo what torch.compile does when it is first used: it stops all distributions from checking their arguments."""
@@ -125,8 +129,8 @@ def _distributions_validate() -> bool:
 
 @cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    if is_compilation_disabled():
-        raise RuntimeError("torch.compile is disabled (TORCH_COMPILE_DISABLE or torch._dynamo.config.disable).")
+    if _is_switched_off():
+        raise RuntimeError("torch.compile is switched off by TORCH_COMPILE_DISABLE or TORCHDYNAMO_DISABLE.")
     with _validation_of_distributions_kept():
         try:
             return torch.compile(function, fullgraph=True, options=_OPTIONS)
