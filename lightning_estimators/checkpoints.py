@@ -100,7 +100,8 @@ def check_classes(configuration: Any, trusted: Collection[str] = ()) -> None:
 
     A class path must name a module, data module, optimizer or scheduler; never a function, which could be `os.system`.
     Nothing is imported for it unless it belongs to `TRUSTED_PACKAGES`, has been imported already, or is trusted. The
-    same holds for any other text that could be taken for the path of a function.
+    same holds for any other text that could be taken for the path of a function, and for the ids of environments that
+    name what is to be imported first ("my_package:MyEnv-v0"); a path may also be that of a class of environments.
 
     Args:
         configuration: Arguments as a checkpoint keeps them.
@@ -118,9 +119,11 @@ def check_classes(configuration: Any, trusted: Collection[str] = ()) -> None:
                 "scheduler: it could run anything. Do not use this checkpoint unless you know who made it."
             )
     for text in sorted(set(_texts(configuration)) - paths):
+        if (environment := re.fullmatch(r"([^\W\d][\w.]*):(?!//)\S+", text)) and _is_module(environment[1]):
+            _check_trusted(text, environment[1], trusted)  # gymnasium imports what stands before the colon
         if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", text) and _is_module(text):
             found = _resolve(text, trusted, missing=None)
-            acceptable = isinstance(found, type) and issubclass(found, _BASES)
+            acceptable = isinstance(found, type) and issubclass(found, (*_BASES, *_environments()))
             if callable(found) and not acceptable and text.partition(".")[0] not in TRUSTED_PACKAGES:
                 raise ValueError(
                     f"the checkpoint names {text}, which could run anything. Do not use this checkpoint unless you "
@@ -134,13 +137,7 @@ _NOT_GIVEN = object()
 def _resolve(path: str, trusted: Collection[str], missing: Any = _NOT_GIVEN) -> Any:
     """The object at an import path."""
     module, _, name = path.rpartition(".")
-    package = module.partition(".")[0]
-    if not (package in TRUSTED_PACKAGES or package in sys.modules or package in trusted or "*" in trusted):
-        raise ValueError(
-            f"the checkpoint names {path}, and {package or path!r} is neither part of torch, Lightning or this package "
-            f"nor imported yet. If you trust it, import {package or path} first; on the command line name the class "
-            "(--model my_project.MyModel), or trust all that the checkpoint names with --trust_checkpoint true."
-        )
+    _check_trusted(path, module, trusted)
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -150,6 +147,22 @@ def _resolve(path: str, trusted: Collection[str], missing: Any = _NOT_GIVEN) -> 
             f"the checkpoint names {path}, which does not exist here. If the class has moved, say where it is now: "
             "--model new_project.Model, or Model.load_from_checkpoint(...)."
         ) from error
+
+
+def _check_trusted(path: str, module: str, trusted: Collection[str]) -> None:
+    """Raise unless a module may be imported for a path in a checkpoint."""
+    package = module.partition(".")[0]
+    if not (package in TRUSTED_PACKAGES or package in sys.modules or package in trusted or "*" in trusted):
+        raise ValueError(
+            f"the checkpoint names {path}, and {package or path!r} is neither part of torch, Lightning or this package "
+            f"nor imported yet. If you trust it, import {package or path} first; on the command line name the class "
+            "(--model my_project.MyModel), or trust all that the checkpoint names with --trust_checkpoint true."
+        )
+
+
+def _environments() -> tuple[type, ...]:
+    """What environments of reinforcement learning are made of, if gymnasium is in use."""
+    return (sys.modules["gymnasium"].Env,) if "gymnasium" in sys.modules else ()
 
 
 def _is_module(path: str) -> bool:

@@ -71,7 +71,9 @@ def test_the_packages_own_record_runs_nothing(capsys, checkpoint):
     assert "os.system" in refused(capsys, "test", *SHORT, "--ckpt_path=evil.ckpt")
 
 
-@pytest.mark.parametrize("form", [{"class_path": "lying_here.Network"}, "lying_here.network"], ids=str)
+@pytest.mark.parametrize(
+    "form", [{"class_path": "lying_here.Network"}, "lying_here.network", "lying_here:Maze-v0"], ids=str
+)
 def test_nothing_is_imported_on_a_checkpoints_word(capsys, checkpoint, monkeypatch, tmp_path, form):
     Path("lying_here.py").write_text("open('pwned', 'w')\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -126,11 +128,19 @@ def test_a_function_of_ones_own_is_no_class(capsys, monkeypatch, tmp_path):
         {"root": "data.v2", "name": "runs/first.ckpt", "activation": "torch.nn.functional.relu"},
         {"optimizer": "torch.optim.Adam", "scheduler": {"class_path": "torch.optim.lr_scheduler.StepLR"}},
         {"text": "not.a_module.anywhere", "list": [{"class_path": "lightning_estimators.networks.MLP"}]},
+        {"env": "CartPole-v1", "device": "cuda:0", "url": "http://localhost:6006", "folder": "gs://runs/first"},
     ],
 )
 def test_what_belongs_in_a_checkpoint_is_accepted(configuration):
     Path("data").mkdir()
     check_classes(configuration)
+
+
+def test_an_environment_is_named_by_its_class():
+    pytest.importorskip("gymnasium", reason="needs lightning-estimators[rl]")
+    check_classes({"env": "gymnasium.envs.classic_control.CartPoleEnv"})
+    with pytest.raises(ValueError, match="could run anything"):
+        check_classes({"env": "gymnasium.make"})
 
 
 def test_weights_from_a_url_are_plain_data(checkpoint):
