@@ -1,9 +1,9 @@
 """Watching and guarding training: callbacks for any LightningModule that holds gradient estimators."""
 
-from lightning_estimators.callbacks.episode_returns import EpisodeReturns
 from lightning_estimators.callbacks.episode_video import EpisodeVideo
 from lightning_estimators.callbacks.gradient_variance import GradientVariance
 from lightning_estimators.callbacks.reconstructions import Reconstructions
+from lightning_estimators.modules.episode_returns import EpisodeReturns
 from lightning_estimators.modules.exact_resume import ExactResume
 from lightning_estimators.modules.finite_training import FiniteTraining
 from lightning_estimators.modules.sigterm import SaveOnSigterm

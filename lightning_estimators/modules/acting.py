@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_estimators.counter_noise import counter_noise
 from lightning_estimators.distributions import sample
 from lightning_estimators.modules.base import EstimatorModule
+from lightning_estimators.modules.episode_returns import EpisodeReturns
 from lightning_estimators.policies import ActionDistribution
 from lightning_estimators.rollout import Episodes, Rollout
 
@@ -38,8 +39,8 @@ class ActingModule(EstimatorModule, ABC):
     the noise of the training step: seeded alike, the relaxed samples that RELAX draws given an action are correlated
     with the action, which biases the gradient.
 
-    `callbacks.EpisodeReturns` logs how episodes go. When training is resumed, environments begin fresh episodes;
-    weights, optimizers, noise and statistics continue.
+    `callbacks.EpisodeReturns`, of which every `ActingModule` has one, logs how episodes go. When training is resumed,
+    environments begin fresh episodes; weights, optimizers, noise and statistics continue.
 
     Implementing one: `loss`, in which `distribution(observations, mask)` is the policy.
 
@@ -57,6 +58,7 @@ class ActingModule(EstimatorModule, ABC):
         super().__init__(**training)
         if observation_size < 1:
             raise ValueError(f"observation_size must be at least 1, got {observation_size!r}.")
+        self._callbacks.append(EpisodeReturns())
         self.policy, self.actions, self.observation_size = policy, actions, observation_size
         outputs = policy(self.example_observations())
         if outputs.shape != (2, actions.num_outputs):

@@ -29,7 +29,8 @@ class EpisodeReturns(CheckedArguments, pl.Callback):
     ===========================  ====================================================================================
 
     Those of training are logged every `Trainer(log_every_n_steps)` steps and at the last step of an epoch; nothing is
-    logged before the first episode has ended. A run that is continued from a checkpoint starts the window anew.
+    logged before the first episode has ended. A run that is continued from a checkpoint starts the window anew. Every
+    `ActingModule` has one; give one to the Trainer for another window, or for a policy that is none.
 
     Args:
         window: Number of episodes.
