@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lightning_estimators.distributions import as_one_hot
+from lightning_estimators.distributions import as_one_hot, distribution_parameters
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.relaxation import check_temperature, undecided
 from lightning_estimators.estimators.temperature import HasTemperature
@@ -97,8 +97,9 @@ class RELAX(HasTemperature, ControlVariate):
 
 def prepare_surrogate(surrogate: nn.Module, q: Distribution, context: Tensor | None) -> None:
     """Size what is lazy; refuse a surrogate that cannot take z and context, or answers with another shape."""
+    like = next(iter(distribution_parameters(q).values()))
     with torch.no_grad():
-        evaluate_surrogate(surrogate, q, q.mean, context)
+        evaluate_surrogate(surrogate, q, like.new_zeros(q.batch_shape + q.event_shape), context)
 
 
 def evaluate_surrogate(surrogate: nn.Module, q: Distribution, z: Tensor, context: Tensor | None) -> Tensor:

@@ -111,6 +111,7 @@ class StochasticBackprop(GradientEstimator):
 
     def check(self, q: Distribution) -> None:
         """Refuse families without a rule of the kind asked for."""
+        super().check(q)
         if self.is_pathwise(q):
             return
         q = as_one_hot(q)

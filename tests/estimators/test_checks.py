@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.distributions import Bernoulli, Independent, Normal, OneHotCategorical
+from torch.distributions import Bernoulli, Independent, Normal, OneHotCategorical, RelaxedBernoulli
 
 from lightning_estimators.baselines import LearnedBaseline, LeaveOneOut
 from lightning_estimators.estimators import (
@@ -266,3 +266,19 @@ def test_batch_norm_in_the_cost_is_told_of_where_its_statistics_would_be_wrong(m
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make()(bernoulli(64, 3), cost)
+
+
+@pytest.mark.parametrize("make", [REINFORCE, REBAR, RELAX, LAX, Concrete, Enumeration, Pathwise, StochasticBackprop])
+@pytest.mark.parametrize("q", [None, torch.zeros(4, 3), Bernoulli])
+def test_what_is_no_distribution_is_named(make, q):
+    with pytest.raises(TypeError, match="got (NoneType|Tensor|type)"):
+        make()(q, lambda z: z.sum(-1))
+
+
+def test_a_surrogate_is_sized_by_a_distribution_without_a_mean():
+    logits = torch.zeros(4, 3, requires_grad=True)
+    q = Independent(RelaxedBernoulli(torch.tensor(0.5), logits=logits), 1)
+    estimator = LAX()
+    estimator.prepare(q)
+    estimator(q, lambda z: z.square().sum(-1)).sum().backward()
+    assert bool((logits.grad > 0).all())
