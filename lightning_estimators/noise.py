@@ -119,6 +119,10 @@ class CommonNoise:
                 # Nothing was drawn again: go on from where we were, or all that follows would repeat what was drawn.
                 self._set(before)
 
+    def is_unused(self) -> bool:
+        """Whether nothing was drawn since the snapshot."""
+        return torch.equal(self._get(), self.state)
+
     def _get(self) -> Tensor:
         return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
 

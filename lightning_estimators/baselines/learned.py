@@ -79,7 +79,7 @@ class LearnedBaseline(RunningBaseline):
                 f"the network of LearnedBaseline must map (..., features) to (..., 1): for a context of shape {given} "
                 f"it returned {tuple(prediction.shape)} after squeezing."
             )
-        average, variance = (figure.to(cost.dtype) for figure in self.past(cost))
+        average, variance = (figure.to(cost.dtype) for figure in self.past_averages(cost))
         residual = cost - prediction.to(cost.dtype)
         error = residual - average
         signal = error.detach()

@@ -44,7 +44,7 @@ class MovingAverage(RunningBaseline):
 
     def forward(self, cost: Tensor, context: Tensor | None) -> tuple[Tensor, None]:
         """Return the cost less the average of past costs, then take the current ones in."""
-        (average,) = self.past(cost)
+        (average,) = self.past_averages(cost)
         signal = cost - average.to(cost.dtype)
         self.take_in(cost, cost)
         return signal, None

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from torch import Tensor
-from torch.distributions import Beta, Dirichlet, Distribution, OneHotCategorical
+from torch.distributions import Bernoulli, Beta, Dirichlet, Distribution, OneHotCategorical
 
-from lightning_estimators.distributions import Delta, as_one_hot, base_distribution, sample
+from lightning_estimators.distributions import (
+    Delta,
+    as_one_hot,
+    base_distribution,
+    distribution_parameters,
+    probabilities,
+    sample,
+)
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.cost_gradient import depends_on
 from lightning_estimators.estimators.estimate import Estimate
+from lightning_estimators.estimators.learned_changes import LearnedChanges
 from lightning_estimators.objectives import Objective
 from lightning_estimators.objectives.compilation import compile_choice
+from lightning_estimators.objectives.sampled_changes import SampledChanges
 from lightning_estimators.rules import cumulant_for, has_cumulant, has_rule, rule_for
 from lightning_estimators.rules.series import exponential_rule, series_rule
 
@@ -86,6 +95,7 @@ class StochasticBackprop(GradientEstimator):
         f_gradient: bool | None = None,  # noqa: FBT001
         num_samples: int = 1,
         compile: bool | None = None,  # noqa: FBT001
+        num_changes: int | None = None,
     ) -> None:
         super().__init__(num_samples)
         if form not in ("jump", "series"):
@@ -98,8 +108,10 @@ class StochasticBackprop(GradientEstimator):
             raise ValueError(f"order must be an integer of at least 1, got {order!r}.")
         if form == "series" and f_gradient is False:
             raise ValueError('form="series" differentiates f; for a black box use form="jump", f_gradient=False.')
-        self.form, self.order, self.f_gradient = form, order, f_gradient
+        check_num_changes(num_changes, form, f_gradient)
+        self.form, self.order, self.f_gradient, self.num_changes = form, order, f_gradient, num_changes
         self.compiled = compile  # `compile` is a method of modules
+        self.learned_changes = None if num_changes is None else LearnedChanges()
 
     def is_unbiased(self, q: Distribution) -> bool:
         """Whether the rule of the family is exact: a series that is cut off is not."""
@@ -115,7 +127,9 @@ class StochasticBackprop(GradientEstimator):
         if self.is_pathwise(q):
             return
         q = as_one_hot(q)
-        if is_discrete(q):
+        if self.num_changes is not None:
+            rule_for(q, f_gradient=False)
+        elif is_discrete(q):
             rule_for(q, f_gradient=self.f_gradient is True)
         elif self.form == "series":
             if not isinstance(base_distribution(q), Beta | Dirichlet):  # normalised gammas
@@ -125,12 +139,24 @@ class StochasticBackprop(GradientEstimator):
         elif not has_rule(q, f_gradient=True):
             rule_for(q, f_gradient=False)
 
+    def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
+        """Check q, and size what is learned of changes."""
+        super().prepare(q, context)
+        if self.learned_changes is not None:
+            like = next(iter(distribution_parameters(q).values()))
+            self.learned_changes.prepare(as_one_hot(q).event_shape.numel(), like)
+
     def evaluations(self, q: Distribution) -> tuple[int, int]:
-        """Return, for discrete q, one evaluation of f, one as reference of the changes, and one per change."""
+        """Return, for discrete q, one evaluation of f, one as reference of the changes, and one per change.
+
+        For sampled changes f is differentiated once, unless it is not to be, and once more by the user's backward.
+        """
         q = as_one_hot(q)
         size = math.prod(q.event_shape)
         categorical = isinstance(base_distribution(q), OneHotCategorical)
         changes = size - size // q.event_shape[-1] if categorical else size
+        if self.num_changes is not None and self.num_changes < changes:
+            return self.num_samples * (self.num_changes + 1), 0 if self.f_gradient is False else 2 * self.num_samples
         return self.num_samples * (changes + 2), 0
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
@@ -149,6 +175,8 @@ class StochasticBackprop(GradientEstimator):
                 )
             return Estimate(value)
         z = sample(q)
+        if self.learned_changes is not None and not sums_series(q, z, f):
+            return self._with_sampled_changes(q, z, f, self.learned_changes)
         value = f(z)
         if is_discrete(q):
             return Estimate(value, rule_for(q, f_gradient=False)(q, z, f))
@@ -162,10 +190,27 @@ class StochasticBackprop(GradientEstimator):
             return Estimate(value, series_rule(q, z, f, self.order))
         return Estimate(value, rule_for(q, f_gradient=self._differentiates(q, z, f))(q, z, f))
 
+    def _with_sampled_changes(self, q: Distribution, z: Tensor, f: Objective, learned: LearnedChanges) -> Estimate:
+        learned.prepare(q.event_shape.numel(), z)
+        past, repeated = learned.past(z.device), learned.is_repeated(z.device)
+        base, num_changes = base_distribution(q), cast(int, self.num_changes)
+        # Coordinates of these are independent, and their rules weight no change by what another coordinate is.
+        mean = probabilities(q).detach() if isinstance(base, Bernoulli | OneHotCategorical) else None
+        differentiate = self.f_gradient is not False
+        changes = SampledChanges(f, z, num_changes, learned.model(past), differentiate=differentiate, mean=mean)
+        gradients = rule_for(q, f_gradient=False)(q, z, changes)
+        if learned.takes_in(z.device, repeated=repeated):
+            learned.take_in(changes, width=q.event_shape[-1] if isinstance(base, OneHotCategorical) else 1)
+        return Estimate(changes.at_point, gradients)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return those of the base class, and how many calls were left out of what is learned of changes."""
+        return super().diagnostics() | (self.learned_changes.diagnostics() if self.learned_changes else {})
+
     def extra_repr(self) -> str:
         """Show the settings."""
         ways = f"form={self.form!r}, order={self.order}, f_gradient={self.f_gradient}, compile={self.compiled}"
-        return f"{ways}, {super().extra_repr()}"
+        return f"{ways}, num_changes={self.num_changes}, {super().extra_repr()}"
 
     def _differentiates(self, q: Distribution, z: Tensor, f: Objective) -> bool:
         """Which rule f allows, where it was left open."""
@@ -200,6 +245,25 @@ class StochasticBackprop(GradientEstimator):
             )
 
 
+def sums_series(q: Distribution, z: Tensor, f: Objective) -> bool:
+    """Whether f ends the series of q, or has a closed form of its sum."""
+    return not is_discrete(q) and has_cumulant(q) and (f.degree is not None or f.exponential(z) is not None)
+
+
 def is_discrete(q: Distribution) -> bool:
     """Whether q is of a family with a finite support, whose rule is exact."""
     return base_distribution(q).has_enumerate_support
+
+
+def check_num_changes(num_changes: int | None, form: str, f_gradient: bool | None) -> None:  # noqa: FBT001
+    """Raise unless the number of changes fits the other settings."""
+    if num_changes is None:
+        return
+    if isinstance(num_changes, bool) or not isinstance(num_changes, int) or num_changes < 1:
+        raise ValueError(f"num_changes must be an integer of at least 1, or None for all changes, got {num_changes!r}.")
+    if form == "series" or f_gradient:
+        raise ValueError(
+            "num_changes samples the differences of rules that take f as a black box, and guesses the others from the "
+            f'gradient of f where it has one; got form={form!r}, f_gradient={f_gradient!r}. Use form="jump" and '
+            "f_gradient=None, or False to leave the gradient out."
+        )

@@ -8,8 +8,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_estimators.baselines.running import RunningBaseline
 from lightning_estimators.model_parts import gradient_estimators
+from lightning_estimators.running_statistics import RunningStatistics
 
 __all__ = ["AverageWholeParameters"]
 
@@ -35,7 +35,7 @@ class AverageWholeParameters(pl.Callback):
         """Refuse what torch cannot do; let baselines average over processes, which they do unasked under DDP only."""
         if isinstance(trainer.strategy, ModelParallelStrategy):
             for part in pl_module.modules():
-                if isinstance(part, RunningBaseline) and part.average_over_processes is None:
+                if isinstance(part, RunningStatistics) and part.average_over_processes is None:
                     part.average_over_processes = True
         sharded = {parameter for parameter in pl_module.parameters() if isinstance(parameter, DTensor)}
         for path, estimator in gradient_estimators(pl_module).items():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,8 +13,8 @@ from torch import Tensor
 from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives.answers import as_costs
+from lightning_estimators.objectives.chunks import EvaluatedInChunks, as_floating
 from lightning_estimators.objectives.coordinates import Coordinates
-from lightning_estimators.objectives.pace import Pace
 
 __all__ = ["NotTwiceDifferentiableError", "Objective", "differentiated_twice"]
 
@@ -41,7 +40,7 @@ def is_differentiated_twice() -> bool:
     return _twice.get()
 
 
-class Objective(CheckedArguments, ABC):
+class Objective(CheckedArguments, EvaluatedInChunks, ABC):
     """A cost f(z) that can say how it changes with one coordinate.
 
     Implementing one:
@@ -52,21 +51,19 @@ class Objective(CheckedArguments, ABC):
     3. `coordinate_derivative`, if it has a closed form.
     4. Hold 2 and 3 to brute force in float64 in the tests.
 
-    Attributes:
+    Attributes (those of `EvaluatedInChunks` beside them):
         event_dim: How many of the last axes of z are the event, categories of one-hot variables included.
-        chunk_bytes: Bytes of changed points evaluated at once (what f allocates for them comes on top, in proportion);
-            None stands for `cpu_chunk_bytes` on CPU, where chunks should stay in cache, and 256 MiB elsewhere. At least
-            one point is evaluated at a time.
         degree: Degree of f as a polynomial in every coordinate, if it is one: derivatives above it vanish, which ends
             the series of generalized stochastic backpropagation. None for other costs.
         closed_derivatives: Whether `coordinate_derivative` is cheap at any order.
+        closed_changes: Whether all changes together cost about as much as f itself, so that there is no use in sampling
+            them (`StochasticBackprop(num_changes=...)`).
     """
 
     event_dim: int = 1
-    chunk_bytes: int | None = None
-    cpu_chunk_bytes: ClassVar[int] = 2**20  # what f makes of it, several times as large, should stay in cache
     degree: int | None = None
     closed_derivatives: bool = False
+    closed_changes: bool = False
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
@@ -115,6 +112,45 @@ class Objective(CheckedArguments, ABC):
         with torch.no_grad():
             change = self._changes(self, z, changed, len(at.z_new) * coordinates)
         return at.unflatten(change.reshape(len(at.z_new), coordinates, points).transpose(1, 2))
+
+    def weighted_change(self, z: Tensor, z_new: Tensor, weights: Tensor) -> Tensor:
+        """Return `coordinate_change(z, z_new)`, or estimates of it that are best where it weighs most.
+
+        What rules ask for. Only a cost that samples its changes looks at the weights (`SampledChanges`).
+
+        Args:
+            z: As for `coordinate_change`.
+            z_new: As for `coordinate_change`.
+            weights: By what the rule multiplies each change, in size; of the shape of the answer, or broadcastable.
+        """
+        return self.coordinate_change(z, z_new)
+
+    def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
+        r"""Return some of the changes that `coordinate_change` returns all of: n at every point; without gradient.
+
+        Cost: here n evaluations of f at every point, and one of f(z) unless it is given.
+
+        Args:
+            z: The point, shape `lead + event_shape`.
+            z_new: As for `coordinate_change`.
+            which: Which alternative, and which coordinate (counted through where the event has several axes), shape
+                `(n, points)` each, where `points` counts through the axes of `lead`.
+            here: f(z), shape `lead`, if that is known and f draws no noise; otherwise None.
+
+        Returns:
+            Tensor of shape `(n, points)`.
+        """
+        at = Coordinates.of(z, z_new, self.event_dim)
+        points = torch.arange(len(at.z), device=z.device)
+
+        def changed(index: Tensor) -> Tensor:
+            alternative, j = which[0][index], which[1][index]
+            out = at.z.repeat(len(index), 1, 1, 1)
+            out[torch.arange(len(index), device=z.device)[:, None], points, j] = at.z_new[alternative, points, j]
+            return out.reshape(len(index), *z.shape)
+
+        with torch.no_grad():
+            return self._changes(self, z, changed, len(which[0]), here).flatten(1)
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
         r"""Return $\partial^n f / \partial z_j^n$ for every coordinate; without gradient.
@@ -226,49 +262,6 @@ class Objective(CheckedArguments, ABC):
     def exponential(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
         r"""Return (ε, v) if in every coordinate f is a constant plus v_j ∝ $e^{\varepsilon_j z_j}$; else None."""
         return None
-
-    def _changes(
-        self, f: Callable[[Tensor], Tensor], at: Tensor, points: Callable[[Tensor], Tensor], count: int
-    ) -> Tensor:
-        """Return f(points) - f(at), evaluated in chunks under common noise.
-
-        Args:
-            f: Maps `(n,) + at.shape` to `(n,) + lead`, and `at` to `lead`.
-            at: The point that all others are compared with.
-            points: Maps indices, shape `(n,)`, to the points of that index, shape `(n,) + at.shape`.
-            count: How many points there are.
-
-        Returns:
-            Tensor of shape `(count,) + lead`.
-        """
-        noise = CommonNoise(at.device)
-        here = as_floating(f(at), at)
-        out = here.new_empty(count, *here.shape)
-        for start, stop in self._chunks(count, at.numel() * at.element_size(), at.device):
-            with noise.replay(new_axis=here.ndim):
-                there = f(points(torch.arange(start, stop, device=at.device)))
-                torch.sub(as_floating(there, at), here, out=out[start:stop])
-        return out
-
-    def _chunks(self, count: int, bytes_each: int, device: torch.device) -> Iterator[tuple[int, int]]:
-        """Yield ranges that make up `range(count)`, each as long as the byte budget allows."""
-        step = max(1, self._budget(device) // max(1, bytes_each))
-        pace = Pace(count)
-        # The incomplete range comes first: a cost that draws noise for every point has then drawn most at the last one,
-        # and what is drawn next is new.
-        for stop in range((count - 1) % step + 1, count + 1, step):
-            yield max(0, stop - step), stop
-            pace.check(stop)
-
-    def _budget(self, device: torch.device) -> int:
-        if self.chunk_bytes is not None:
-            return self.chunk_bytes
-        return self.cpu_chunk_bytes if device.type == "cpu" else 2**28
-
-
-def as_floating(cost: Tensor, like: Tensor) -> Tensor:
-    """Return costs that are counts or truth values as numbers of the dtype of `like`, in which differences exist."""
-    return cost if cost.is_floating_point() else cost.to(like.dtype)
 
 
 def check_order(order: int) -> None:

@@ -64,6 +64,7 @@ class BernoulliLinear(LinearObjective):
     cpu_chunk_bytes = 2**20  # intermediate results of a chunk should stay in the second-level cache
 
     closed_derivatives = True
+    closed_changes = True
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, target: Tensor, event_dim: int = 1, *, signed: bool = False

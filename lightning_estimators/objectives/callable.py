@@ -27,6 +27,7 @@ class CallableObjective(Objective):
         self.f, self.event_dim, self.dtype = f, event_dim, dtype
         if isinstance(f, Objective):  # that only needed a cast
             self.degree, self.closed_derivatives = f.degree, f.closed_derivatives
+            self.closed_changes = f.closed_changes
 
     def value(self, z: Tensor) -> Tensor:
         """Return f(z)."""
@@ -40,6 +41,12 @@ class CallableObjective(Objective):
         if isinstance(self.f, Objective):
             return self.f.coordinate_change(self._cast(z), self._cast(z_new))
         return super().coordinate_change(z, z_new)
+
+    def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
+        """Return some of the changes; f is asked itself if it is an objective that only needed a cast."""
+        if isinstance(self.f, Objective):
+            return self.f.chosen_changes(self._cast(z), self._cast(z_new), which, here)
+        return super().chosen_changes(z, z_new, which, here)
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
         """Return the derivatives; f is asked itself if it is an objective that only needed a cast."""

@@ -28,6 +28,7 @@ class ExponentialCost(Objective):
     """
 
     closed_derivatives = True
+    closed_changes = True
 
     def __init__(self, rate: float | Tensor, event_dim: int = 1) -> None:
         check_finite(self, rate=rate)

@@ -67,6 +67,22 @@ class FirstLayerLinear(LinearObjective):
             change = self._changes(self.rest, first, moved, len(at.z_new) * coordinates)
         return at.unflatten(change.reshape(len(at.z_new), coordinates, points).transpose(1, 2))
 
+    def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
+        """Return some of the changes, by rank-one updates too (shapes as in `Objective.chosen_changes`)."""
+        at = Coordinates.of(z, z_new, self.event_dim)
+        points = torch.arange(len(at.z), device=z.device)
+        with torch.no_grad():
+            first = self.pre_activations_again(z, self.weight.dtype)
+            columns = self.weight.T.reshape(*at.z.shape[1:], -1).to(first.dtype)
+
+            def moved(index: Tensor) -> Tensor:
+                alternative, j = which[0][index], which[1][index]
+                delta = (at.z_new[alternative, points, j] - at.z[points, j]).to(first.dtype)
+                step = torch.einsum("nlk,nlkh->nlh", delta, columns[j]) if at.one_hot else delta * columns[j, 0]
+                return step.reshape(len(index), *first.shape).add_(first)
+
+            return self._changes(self.rest, first, moved, len(which[0]), here).flatten(1)
+
     def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
         """Return the slopes: the gradient of `rest` at the moved pre-activation, along the column of W."""
         at = Coordinates.of(z, z_new, self.event_dim)

@@ -50,6 +50,7 @@ class GaussianLinear(LinearObjective):
 
     degree = 2
     closed_derivatives = True
+    closed_changes = True
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float = 1.0, event_dim: int = 1

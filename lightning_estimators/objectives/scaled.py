@@ -43,6 +43,7 @@ class Scaled(Objective):
         self.f = as_objective(f, 1 if event_dim is None else event_dim)
         self.factor, self.event_dim = factor, self.f.event_dim
         self.degree, self.closed_derivatives = self.f.degree, self.f.closed_derivatives
+        self.closed_changes = self.f.closed_changes
 
     def value(self, z: Tensor) -> Tensor:
         """Return c f(z)."""
@@ -51,6 +52,11 @@ class Scaled(Objective):
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Return c times the changes of f (shapes as in `Objective.coordinate_change`)."""
         return self.factor * self.f.coordinate_change(z, z_new)
+
+    def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
+        """Return c times the changes of f (shapes as in `Objective.chosen_changes`)."""
+        inside = None if here is None or self.factor == 0 else here / self.factor
+        return self.factor * self.f.chosen_changes(z, z_new, which, inside)
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
         """Return c times the derivatives of f (shapes as in `Objective.coordinate_derivative`)."""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_estimators.objectives.base import Objective, as_floating, check_order, repeated_derivative
+from lightning_estimators.objectives.base import Objective, check_order, repeated_derivative
+from lightning_estimators.objectives.chunks import as_floating
 from lightning_estimators.objectives.coordinates import Coordinates
 
 __all__ = ["Separable"]
@@ -34,6 +35,7 @@ class Separable(Objective):
     """
 
     closed_derivatives = True  # by differentiation, but of all coordinates at once
+    closed_changes = True
 
     def __init__(self, g: Callable[[Tensor], Tensor], event_dim: int = 1) -> None:
         self.g, self.event_dim = g, event_dim

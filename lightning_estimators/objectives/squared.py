@@ -29,6 +29,7 @@ class SquaredCost(Objective):
 
     degree = 2
     closed_derivatives = True
+    closed_changes = True
 
     def __init__(self, target: float | Tensor, event_dim: int = 1) -> None:
         check_finite(self, target=target)

@@ -49,6 +49,7 @@ class Sum(Objective):
         degrees = [term.degree for term in self.terms]
         self.degree = None if None in degrees else max(degree for degree in degrees if degree is not None)
         self.closed_derivatives = all(term.closed_derivatives for term in self.terms)
+        self.closed_changes = all(term.closed_changes for term in self.terms)
 
     def value(self, z: Tensor) -> Tensor:
         """Return the sum of the terms' values."""
@@ -57,6 +58,11 @@ class Sum(Objective):
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Return the sum of the terms' changes (shapes as in `Objective.coordinate_change`)."""
         return _total([term.coordinate_change(z, z_new) for term in self.terms])
+
+    def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
+        """Return the sum of the terms' changes (shapes as in `Objective.chosen_changes`)."""
+        alone = here if len(self.terms) == 1 else None  # f(z) is not known term by term
+        return _total([term.chosen_changes(z, z_new, which, alone) for term in self.terms])
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
         """Return the sum of the terms' derivatives (shapes as in `Objective.coordinate_derivative`)."""

@@ -21,12 +21,12 @@ def bernoulli_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor
 
     Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 16, https://hal.science/hal-02968975.
     """
-    # Both points come from one change: f(1) - f(0) is the change of flipping z_j, with the sign of the flip.
-    difference = (1 - 2 * z) * f.coordinate_change(z, 1 - z)
-    base = base_distribution(q)
     (name,) = distribution_parameters(q)
+    variance = base_distribution(q).variance.detach()
+    # Both points come from one change: f(1) - f(0) is the change of flipping z_j, with the sign of the flip.
+    weights = variance if name == "logits" else torch.ones_like(variance)
+    difference = (1 - 2 * z) * f.weighted_change(z, 1 - z, weights)
     if name == "probs":  # where one is as good as 0 or 1: the derivative in p itself, which exists there
         return {name: difference}
-    variance = base.variance.detach()
     # What cannot happen weighs nothing, whatever it costs.
     return {name: torch.where(variance > 0, variance * difference, 0.0)}

@@ -28,13 +28,15 @@ def categorical_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
     """
     probs = probabilities(q).detach()
     (name,) = distribution_parameters(q)
-    by_class = _changes_by_class(z, f, probs > 0 if name == "logits" else None)
     if name == "probs":  # where one is as good as 0: the derivative in it, whatever normalises it
-        return {name: by_class}
+        return {name: _changes_by_class(z, f, torch.ones_like(probs), None)}
+    # The length of a column of the derivative of the probabilities in the logits.
+    weights = probs * (1 - 2 * probs + probs.square().sum(-1, keepdim=True)).sqrt()
+    by_class = _changes_by_class(z, f, weights, probs > 0)
     return {name: probs * (by_class - (probs * by_class).sum(-1, keepdim=True))}
 
 
-def _changes_by_class(z: Tensor, f: Objective, possible: Tensor | None) -> Tensor:
+def _changes_by_class(z: Tensor, f: Objective, weights: Tensor, possible: Tensor | None) -> Tensor:
     """Return f(k, z_-j) - f(z) for every class k, 0 for the sampled one and for what is not possible.
 
     Alternatives are built in chunks of bounded memory: all at once they would be K × K numbers for every variable.
@@ -50,7 +52,8 @@ def _changes_by_class(z: Tensor, f: Objective, possible: Tensor | None) -> Tenso
         if possible is not None:
             index = torch.where(possible.expand(len(index), *z.shape).gather(-1, index), index, sampled)
         alternatives = z.new_zeros(len(index), *z.shape).scatter_(-1, index, 1.0)
-        changes = f.coordinate_change(z, alternatives)
+        weight = weights.expand(len(index), *z.shape).gather(-1, index).squeeze(-1)
+        changes = f.weighted_change(z, alternatives, weight)
         index = index.squeeze(-1).movedim(0, -1)
         changes = torch.where(index == sampled, 0.0, changes.movedim(0, -1)).to(z.dtype)
         by_class.scatter_add_(-1, index, changes)

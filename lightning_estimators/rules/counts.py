@@ -21,7 +21,7 @@ __all__ = ["negative_binomial_cumulant", "negative_binomial_rule", "poisson_cumu
 @register_rule(Poisson, f_gradient=False)
 def poisson_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
     r"""Return $\partial_\lambda = f(z + 1) - f(z)$."""
-    return {"rate": f.coordinate_change(z, z + 1)}
+    return {"rate": f.weighted_change(z, z + 1, torch.ones_like(z))}
 
 
 @register_rule(NegativeBinomial, f_gradient=False)
@@ -38,9 +38,10 @@ def negative_binomial_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str
     # Kemp (1981): 1 + floor(log v / log(1 - (1 - p)^u)) is logarithmic.
     logarithmic = 1 + torch.floor(v.log() / _log1mexp(u * log_failure))
     geometric = 1 + torch.floor(w.log() / log_p)
+    by_count, by_logits = -log_failure, total * log_p.exp()
     return {
-        "total_count": -log_failure * f.coordinate_change(z, z + logarithmic),
-        "logits": total * log_p.exp() * f.coordinate_change(z, z + geometric),
+        "total_count": by_count * f.weighted_change(z, z + logarithmic, by_count),
+        "logits": by_logits * f.weighted_change(z, z + geometric, by_logits),
     }
 
 

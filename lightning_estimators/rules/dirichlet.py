@@ -33,7 +33,7 @@ __all__ = ["beta_derivatives", "beta_differences", "dirichlet_derivatives", "dir
 def dirichlet_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
     r"""Return $\partial_{\alpha_i} = [f(z') - f(z)] \log(1 + T/G) / w$ for a black-box f."""
     w, weight = _difference_jump(q, _log_total(q))
-    change = f.coordinate_change(z, _towards_corners(z, w))
+    change = f.weighted_change(z, _towards_corners(z, w), weight.movedim(-1, 0))
     return {"concentration": change.movedim(0, -1) * weight}
 
 
@@ -54,8 +54,8 @@ def beta_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
     log_total = _log_total(q)
     (up, weight_up), (down, weight_down) = _difference_jump(q, log_total), _difference_jump(q, log_total)
     return {
-        "concentration1": f.coordinate_change(z, z + up * (1 - z)) * weight_up,
-        "concentration0": f.coordinate_change(z, z - down * z) * weight_down,
+        "concentration1": f.weighted_change(z, z + up * (1 - z), weight_up) * weight_up,
+        "concentration0": f.weighted_change(z, z - down * z, weight_down) * weight_down,
     }
 
 

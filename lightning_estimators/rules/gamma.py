@@ -27,10 +27,11 @@ def gamma_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Ten
     shape, scale = _shape_and_scale(parameters)
     by_rate = by_shape = None
     if "rate" in parameters:
-        by_rate = -shape * scale * f.coordinate_change(z, z + scale * exponential(q))  # dμ/d rate = -μ²
+        mean = shape * scale
+        by_rate = -mean * f.weighted_change(z, z + scale * exponential(q), mean)  # dμ/d rate = -μ²
     if "rate" not in parameters or len(parameters) == 2:
         s = jump_noise(q)
-        by_shape = f.coordinate_change(z, z + s * scale * exponential(q)) / s
+        by_shape = f.weighted_change(z, z + s * scale * exponential(q), 1 / s) / s
     return _by_name(parameters, by_rate, by_shape)
 
 

@@ -27,8 +27,8 @@ def laplace_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, T
     e = scale * exponential(q)
     # L as the difference of two exponentials.
     jump = scale * (exponential(q) - exponential(q))
-    right, left = f.coordinate_change(z, loc + e), f.coordinate_change(z, loc - e)
-    change = f.coordinate_change(z, z + jump) + f.coordinate_change(z, z - jump)
+    right, left = (f.weighted_change(z, loc + step, 0.5 / scale) for step in (e, -e))
+    change = f.weighted_change(z, z + jump, 1 / scale) + f.weighted_change(z, z - jump, 1 / scale)
     return {"loc": (right - left) / (2 * scale), "scale": change / scale}
 
 

@@ -6,7 +6,8 @@ from torch import nn
 from torch.distributions import Bernoulli, Independent
 from torch.utils.checkpoint import checkpoint
 
-from lightning_estimators.baselines import Baseline, LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline, running
+from lightning_estimators import running_statistics
+from lightning_estimators.baselines import Baseline, LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline
 from lightning_estimators.estimators import REBAR, REINFORCE
 from lightning_estimators.noise import CommonNoise, is_replaying, replay_scope
 from lightning_estimators.testing import ExactExpectation
@@ -287,7 +288,7 @@ def processes(monkeypatch, others, *, inside):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda totals: asked.append(totals.add_(others)))
-    monkeypatch.setattr(running, "inside_data_parallel_forward", lambda: inside)
+    monkeypatch.setattr(running_statistics, "inside_data_parallel_forward", lambda: inside)
     return asked
 
 

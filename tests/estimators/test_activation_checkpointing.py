@@ -12,6 +12,10 @@ def fixed(make):
     return lambda: make(learn_temperature=False, learn_eta=False)
 
 
+def sampled():
+    return StochasticBackprop(num_changes=1)
+
+
 def steps(make, layers, *, checkpointed):
     """Value and gradients of two steps of one or two layers, one estimator inside the cost of the other."""
     torch.manual_seed(0)
@@ -39,8 +43,8 @@ def steps(make, layers, *, checkpointed):
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize(
     "make",
-    [REINFORCE, lambda: REINFORCE(num_samples=2), Concrete, StochasticBackprop, RELAX, fixed(REBAR)],
-    ids=["REINFORCE", "leave-one-out", "Concrete", "StochasticBackprop", "RELAX", "REBAR, fixed"],
+    [REINFORCE, lambda: REINFORCE(num_samples=2), Concrete, StochasticBackprop, sampled, RELAX, fixed(REBAR)],
+    ids=["REINFORCE", "leave-one-out", "Concrete", "StochasticBackprop", "sampled", "RELAX", "REBAR, fixed"],
 )
 def test_gradients_are_those_without_checkpointing(make, layers):
     expected, found = (steps(make, layers, checkpointed=checkpointed) for checkpointed in (False, True))
