@@ -94,10 +94,10 @@ def test_short_names_and_their_options(data_root):
     assert learning_rates(cli) == [0.2]
 
 
-@pytest.mark.parametrize("name", ["ARMS", "DisARM"])
-def test_estimators_that_draw_their_samples_together_by_short_name(name):
-    run = ["fit", *SMALL, *BARE, "--trainer.max_steps=1", "--model.estimator", name, "--model.estimator.num_samples=6"]
-    (estimator,) = EstimatorCLI(run).model.estimators
+@pytest.mark.parametrize(("name", "latent"), [("DisARM", "bernoulli"), ("CARMS", "categorical")])
+def test_estimators_that_draw_their_samples_together_by_short_name(name, latent):
+    model = ["--model.estimator", name, "--model.estimator.num_samples=6", "--model.latent", latent]
+    (estimator,) = EstimatorCLI(["fit", *SMALL, *BARE, "--trainer.max_steps=1", *model]).model.estimators
     assert type(estimator).__name__ == name
     assert estimator.num_samples == 6
 

@@ -2,6 +2,7 @@
 
 from lightning_estimators.estimators.arms import ARMS
 from lightning_estimators.estimators.base import GradientEstimator
+from lightning_estimators.estimators.carms import CARMS
 from lightning_estimators.estimators.concrete import Concrete
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.cost_gradient import check_differentiable, value_and_gradient
@@ -24,6 +25,7 @@ from lightning_estimators.estimators.straight_through_estimator import StraightT
 
 __all__ = [
     "ARMS",
+    "CARMS",
     "LAX",
     "REBAR",
     "REINFORCE",

@@ -5,6 +5,7 @@ from torch import nn
 from lightning_estimators.baselines import LearnedBaseline, LeaveOneOut, MovingAverage, NoBaseline
 from lightning_estimators.estimators import (
     ARMS,
+    CARMS,
     LAX,
     REBAR,
     REINFORCE,
@@ -47,6 +48,8 @@ CASES = {
     "DisARM/4": lambda: DisARM(num_samples=4),
     "ARMS": ARMS,
     "ARMS/3": lambda: ARMS(num_samples=3),
+    "CARMS": CARMS,
+    "CARMS/2": lambda: CARMS(num_samples=2),
     "MuProp": MuProp,
     "MuProp/leave_one_out/3": lambda: MuProp(LeaveOneOut(), num_samples=3),
     "Concrete": Concrete,

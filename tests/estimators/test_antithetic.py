@@ -1,13 +1,14 @@
 """Estimators that draw their samples together: exactly unbiased, by a sum over all that their noise can do."""
 
 import math
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Independent
+from torch.distributions import Bernoulli, Independent, OneHotCategorical
 
-from lightning_estimators.estimators import ARMS, DisARM, Enumeration
+from lightning_estimators.estimators import ARMS, CARMS, DisARM, Enumeration
+from lightning_estimators.estimators.carms import _Orders
 from lightning_estimators.estimators.dirichlet_copula import both_below, uniform_roots
 from lightning_estimators.testing import BOUND
 
@@ -22,10 +23,11 @@ def f(z):
     return torch.sin((z * weights).sum(-1)) + 0.7 * (z * weights.flip(-1)).sum(-1).square() + 0.3
 
 
-def gradient(estimator, logits):
+def gradient(estimator, logits, family=Bernoulli):
     leaf = logits.clone().requires_grad_()
     estimator.allow_coupled_costs = True  # looking for them draws noise
-    value = estimator(Independent(Bernoulli(logits=leaf), 1), f)
+    cost = f if family is Bernoulli else lambda z: f(z.flatten(-2))
+    value = estimator(Independent(family(logits=leaf), 1), cost)
     (grad,) = torch.autograd.grad(value.sum(), leaf)
     return value.detach(), grad
 
@@ -111,6 +113,71 @@ def test_arms_with_two_samples_is_disarm(fix_noise):
     logits = LOGITS.expand(500, -1)
     for one, other in zip(gradient(DisARM(), logits), gradient(ARMS(num_samples=2), logits), strict=True):
         assert torch.allclose(one, other, **CLOSE)
+
+
+def probability_of(classes, pi):
+    """That the samples of one categorical variable are of these classes: an average over orders of sums over corners.
+
+    All noises are below their limits, v_k < a_k, with probability max(sum of a - (K - 1), 0)^(K - 1).
+    """
+    power, count = len(classes) - 1, len(pi)
+    total = 0.0
+    for first, last in combinations(range(count), 2):
+        cycle = [(first + step) % count for step in range(count)]
+        order = [*(c for c in cycle if c != last), last]
+        ends = [sum(pi[c] for c in order[:place]) for place in range(count + 1)]
+        intervals = [(ends[order.index(c)], ends[order.index(c) + 1]) for c in classes]
+        for corner in product([0, 1], repeat=len(classes)):
+            roots = [interval[side] ** (1 / power) for interval, side in zip(intervals, corner, strict=True)]
+            total += (-1) ** corner.count(0) * max(sum(roots) - power, 0.0) ** power
+    return total / math.comb(count, 2)
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_carms_is_exactly_unbiased(samples, monkeypatch):
+    """Two variables of three classes, over all classes that all samples can have."""
+    logits = torch.tensor([[0.3, -0.8, 0.5], [1.5, 0.0, -1.0]], dtype=F64)
+    one = [
+        [(c, probability_of(c, pi)) for c in product(range(3), repeat=samples)] for pi in logits.softmax(-1).tolist()
+    ]
+    points = list(product(*one))
+    weights = torch.tensor([math.prod(w for _, w in point) for point in points], dtype=F64)
+    classes = torch.tensor([[c for c, _ in point] for point in points]).permute(2, 0, 1)
+    monkeypatch.setattr(_Orders, "draw", lambda *_: classes)
+    value, grad = gradient(CARMS(num_samples=samples), logits.expand(len(points), -1, -1), OneHotCategorical)
+    exact_value, exact = gradient(Enumeration(), logits, OneHotCategorical)
+    assert torch.allclose(weights.sum(), torch.ones((), dtype=F64), **CLOSE)
+    assert torch.allclose(weights @ value, exact_value, **CLOSE)
+    assert torch.allclose(torch.einsum("n,nvc->vc", weights, grad), exact, **CLOSE)
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_carms_draws_classes_as_often_as_it_says(samples):
+    torch.manual_seed(0)
+    n, probs = 100_000, torch.tensor([0.4, 0.15, 0.1, 0.35], dtype=F64)
+    drawn = _Orders(probs.expand(n, -1)).draw(OneHotCategorical(probs=probs.expand(samples, n, -1)))
+    for classes in product(range(4), repeat=samples):
+        expected = probability_of(classes, probs.tolist())
+        found = (drawn == torch.tensor(classes).unsqueeze(-1)).all(0).to(F64).mean()
+        assert abs(found - expected) < BOUND * math.sqrt(max(expected, 1e-9) * (1 - expected) / n), classes
+
+
+@pytest.mark.parametrize("samples", [2, 4])
+def test_carms_stays_finite_and_right_where_probabilities_round_to_0_or_1(samples):
+    torch.manual_seed(0)
+    for scale in (10.0, 40.0, 90.0, math.inf):
+        leaf = torch.tensor([[0.2, 0.0, -scale], [scale if scale < math.inf else 90.0, 0.0, -scale]])
+        leaf = leaf.expand(2000, -1, -1).clone().requires_grad_()
+        weight = torch.tensor([[3.0, 0.0, 1.0], [1.0, -2.0, 1.0]])
+        q = Independent(OneHotCategorical(logits=leaf), 1)
+        CARMS(samples)(q, lambda z, w=weight: (z * w).sum((-1, -2))).sum().backward()
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad.abs().max() <= 20
+        exact = torch.tensor([3 * 0.55 * 0.45, -3 * 0.55 * 0.45])
+        assert ((leaf.grad[:, 0, :2].mean(0) - exact).abs() < 0.1).all()
+        if scale > 10:
+            assert (leaf.grad[:, 1] == 0).all()
+            assert (leaf.grad[:, 0, 2] == 0).all()
 
 
 @pytest.mark.parametrize("samples", [2, 3, 5])

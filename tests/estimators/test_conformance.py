@@ -1,14 +1,16 @@
 """Every estimator through the shipped conformance suite; every pair of unbiased ones nested in one another."""
 
 import inspect
+from itertools import product
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Gamma
+from torch.distributions import Bernoulli, Gamma, OneHotCategorical
 
 from lightning_estimators import baselines, estimators
 from lightning_estimators.estimators import REINFORCE
 from lightning_estimators.testing import CHECKS, COMPARISONS, ExactExpectation, Report, nested_moments
+from lightning_estimators.testing.gradients import SAMPLES
 from lightning_estimators.testing.under_test import families, one_layer
 
 from .cases import CASES
@@ -31,11 +33,15 @@ NESTED = [
 NESTED_IN_SOME = ["DisARM", "ARMS", "MuProp", "MuProp/leave_one_out/3"]
 """Cases that treat what is nested as one of `NESTED` does: nested in themselves, in and around two that do not."""
 
-PAIRS = [(outer, inner) for outer in NESTED for inner in NESTED] + [
-    pair
-    for case in NESTED_IN_SOME
-    for pair in [(case, case), *((case, other) for other in ("REBAR", "StochasticBackprop"))]
-    + [(other, case) for other in ("REBAR", "StochasticBackprop")]
+NESTED_CATEGORICALS = ["CARMS"]
+"""The same for estimators of categorical variables alone."""
+
+AROUND = ("REBAR", "StochasticBackprop")
+"""What evaluates what is nested in it between its values, or at many of them, under the same noise."""
+
+PAIRS = [(outer, inner) for outer in NESTED for inner in NESTED]
+PAIRS += [
+    pair for case in NESTED_IN_SOME for pair in ((case, case), *product([case], AROUND), *product(AROUND, [case]))
 ]
 
 
@@ -68,7 +74,9 @@ def test_every_unbiased_estimator_is_nested():
         for factory in CASES.values()
         if any(factory().is_unbiased(one_layer(family, torch.zeros(1, 2, 3))) for family in families(factory))
     }
-    assert unbiased == {type(CASES[name]()).__name__ for name in NESTED + NESTED_IN_SOME + CONTINUOUS}
+    assert unbiased == {
+        type(CASES[name]()).__name__ for name in NESTED + NESTED_IN_SOME + NESTED_CATEGORICALS + CONTINUOUS
+    }
     continuous = {name for name in CASES if Gamma in families(CASES[name])}
     assert {type(CASES[name]()).__name__ for name in continuous} == {type(CASES[n]()).__name__ for n in CONTINUOUS}
 
@@ -82,7 +90,17 @@ def test_conformance(case, check):
 @pytest.mark.parametrize(("outer", "inner"), PAIRS)
 def test_nested_pairs_are_unbiased(outer, inner):
     problem = ExactExpectation(Bernoulli, layers=2)
-    REPORT.unbiased("pairs", f"{inner} in {outer}", nested_moments(problem, [CASES[outer], CASES[inner]]))
+    samples = SAMPLES if {outer, inner} <= set(NESTED) else SAMPLES // 2
+    REPORT.unbiased("pairs", f"{inner} in {outer}", nested_moments(problem, [CASES[outer], CASES[inner]], samples))
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"), [*product(NESTED_CATEGORICALS, AROUND), *product(AROUND, NESTED_CATEGORICALS)]
+)
+def test_nested_pairs_of_categoricals_are_unbiased(outer, inner):
+    problem = ExactExpectation(OneHotCategorical, layers=2, variables=1)
+    moments = nested_moments(problem, [CASES[outer], CASES[inner]], SAMPLES // 2)
+    REPORT.unbiased("pairs", f"{inner} in {outer}", moments)
 
 
 @pytest.mark.parametrize("inner", CONTINUOUS)

@@ -9,6 +9,7 @@ from torch.distributions import Bernoulli, Categorical, Independent, OneHotCateg
 from lightning_estimators.distributions import sample
 from lightning_estimators.estimators import (
     ARMS,
+    CARMS,
     REBAR,
     REINFORCE,
     RELAX,
@@ -50,6 +51,9 @@ UNBIASED = {
 BERNOULLI = {"DisARM": DisARM, "ARMS": ARMS}
 """Of Bernoulli variables alone."""
 
+CATEGORICAL = {"CARMS": CARMS, "CARMS/2": lambda: CARMS(num_samples=2)}
+"""Of categorical variables alone."""
+
 
 def exact():
     """The gradient over possible classes alone."""
@@ -61,7 +65,7 @@ def exact():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("way", ["-inf", "-1e9", "probs"])
-@pytest.mark.parametrize("make", UNBIASED.values(), ids=UNBIASED)
+@pytest.mark.parametrize("make", [*UNBIASED.values(), *CATEGORICAL.values()], ids=[*UNBIASED, *CATEGORICAL])
 def test_masked_classes(make, way, dtype):
     torch.manual_seed(0)
     logits = START.to(dtype).repeat(ROWS, 1, 1).requires_grad_()
@@ -204,7 +208,7 @@ def test_many_classes_are_taken_in_chunks_with_the_same_answer(monkeypatch):
     assert torch.allclose(*gradients, atol=1e-12)
 
 
-EVERY = {**UNBIASED, **BERNOULLI, "Concrete": Concrete}
+EVERY = {**UNBIASED, **BERNOULLI, **CATEGORICAL, "Concrete": Concrete}
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
@@ -214,7 +218,9 @@ def test_empty_batches_and_no_latents(make, shape):
         one_hot = logits.ndim == 3
         # torch's own validation fails on tensors without entries.
         base = Categorical(logits=logits, validate_args=False) if one_hot else Bernoulli(logits=logits)
-        if one_hot and (make().gradient_of_f != "none" or make().families == (Bernoulli,)):
+        if one_hot and make().gradient_of_f != "none":
+            continue
+        if make().families == ((Bernoulli,) if one_hot else (OneHotCategorical,)):
             continue
         value = make()(Independent(base, 1), lambda z: z.square().sum(-1))
         value.sum().backward()
