@@ -14,12 +14,15 @@ from benchmarks.record_measure import GROUPS, LEARNING_RATE, Reference, costs, d
 from benchmarks.record_model import BATCH, DATA_NOISE, MODELS, SLOPE, Frozen, Spot, measured_batch, training_batches
 from lightning_estimators.baselines import LearnedBaseline, LeaveOneOut
 from lightning_estimators.estimators import (
+    ARMS,
     REBAR,
     REINFORCE,
     RELAX,
     Concrete,
+    DisARM,
     GradientEstimator,
     GumbelRao,
+    MuProp,
     ReinMax,
     RelaxedREBAR,
     StochasticBackprop,
@@ -31,12 +34,20 @@ __all__ = ["ESTIMATORS", "Record"]
 ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
     # Unbiased and of low variance first: what comes later is compared with them.
     "StochasticBackprop": lambda: StochasticBackprop(),
+    "SampledChanges-4": lambda: StochasticBackprop(num_samples=4, num_changes=4),
+    "SampledChanges-2": lambda: StochasticBackprop(num_samples=2, num_changes=4),
+    "SampledChanges-1": lambda: StochasticBackprop(num_changes=4),
+    "ARMS-16": lambda: ARMS(num_samples=16),
+    "ARMS-8": lambda: ARMS(num_samples=8),
+    "ARMS-4": lambda: ARMS(num_samples=4),
+    "DisARM": lambda: DisARM(),
     "LeaveOneOut-16": lambda: REINFORCE(LeaveOneOut(), num_samples=16),
     "LeaveOneOut-8": lambda: REINFORCE(LeaveOneOut(), num_samples=8),
     "LeaveOneOut-4": lambda: REINFORCE(LeaveOneOut(), num_samples=4),
     "LeaveOneOut-2": lambda: REINFORCE(LeaveOneOut(), num_samples=2),
     "REINFORCE": lambda: REINFORCE(),
     "REINFORCE-LearnedBaseline": lambda: REINFORCE(LearnedBaseline()),
+    "MuProp": lambda: MuProp(),
     "REBAR": lambda: REBAR(),
     "RELAX": lambda: RELAX(),
     "RelaxedREBAR": lambda: RelaxedREBAR(),
@@ -46,7 +57,10 @@ ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
     "Concrete-0.5": lambda: Concrete(temperature=0.5),
     "Concrete-0.5-straight-through": lambda: Concrete(temperature=0.5, straight_through=True),
 }
-"""By the name in the table, in which the number of samples follows the name of the class."""
+"""By the name in the table, in which the number of samples follows the name of the class.
+
+`SampledChanges` is `StochasticBackprop(num_changes=4)`.
+"""
 
 SECONDS = 4.0
 """Wall time of the timed steps."""
