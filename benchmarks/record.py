@@ -15,6 +15,7 @@ from benchmarks.record_model import BATCH, DATA_NOISE, MODELS, SLOPE, Frozen, Sp
 from lightning_estimators.baselines import LearnedBaseline, LeaveOneOut
 from lightning_estimators.estimators import (
     ARMS,
+    CARMS,
     REBAR,
     REINFORCE,
     RELAX,
@@ -41,6 +42,9 @@ ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
     "ARMS-8": lambda: ARMS(num_samples=8),
     "ARMS-4": lambda: ARMS(num_samples=4),
     "DisARM": lambda: DisARM(),
+    "CARMS-8": lambda: CARMS(num_samples=8),
+    "CARMS-4": lambda: CARMS(num_samples=4),
+    "CARMS-2": lambda: CARMS(num_samples=2),
     "LeaveOneOut-16": lambda: REINFORCE(LeaveOneOut(), num_samples=16),
     "LeaveOneOut-8": lambda: REINFORCE(LeaveOneOut(), num_samples=8),
     "LeaveOneOut-4": lambda: REINFORCE(LeaveOneOut(), num_samples=4),
