@@ -71,7 +71,8 @@ class LearnedChanges(RunningStatistics):
 
     def model(self, sums: Sequence[Tensor]) -> ChangeModel:
         """Return what sums, as `past` returns them, say about changes."""
-        products, targets, errors, mass, draws, slope_products, slope_mass, examples = sums
+        precise = [s.to(torch.promote_types(s.dtype, torch.float32)) for s in sums]
+        products, targets, errors, mass, draws, slope_products, slope_mass, examples = precise
         each = mass.sum() / draws.clamp_min(1)  # the weight of a draw
         prior = torch.where(each > 0, _PRIOR_DRAWS * each, 1.0)
         # In units in which features are as large as one another.
