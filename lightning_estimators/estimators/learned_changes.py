@@ -38,6 +38,8 @@ class LearnedChanges(RunningStatistics):
     """
 
     products: Tensor
+    importance: Tensor
+    gradients: Tensor
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class LearnedChanges(RunningStatistics):
     def model(self, sums: Sequence[Tensor]) -> ChangeModel:
         """Return what sums, as `past` returns them, say about changes."""
         precise = [s.to(torch.promote_types(s.dtype, torch.float32)) for s in sums]
-        products, targets, errors, mass, draws, slope_products, slope_mass, examples = precise
+        products, targets, errors, mass, draws, slope_products, slope_mass, examples, *_ = precise
         each = mass.sum() / draws.clamp_min(1)  # the weight of a draw
         prior = torch.where(each > 0, _PRIOR_DRAWS * each, 1.0)
         # In units in which features are as large as one another.
@@ -101,7 +103,7 @@ class LearnedChanges(RunningStatistics):
         if not changes.point.numel() and not self.sums_over_processes():
             return
         figures = self.sum_over_processes(self._observed(changes, width))
-        decays = [self.decay] * 5 + [self.slope_decay] * 3
+        decays = [self.decay] * 5 + [self.slope_decay] * 5
         old = zip(self._statistics(), decays, figures, strict=True)
         self.replace([decay * before + new.to(before.dtype) for before, decay, new in old])
 
@@ -120,13 +122,14 @@ class LearnedChanges(RunningStatistics):
             importance = importance + seen.importance
         if changes.centred is not None and sums["slope_products"].numel() and changes.observed:
             gradient, centred = (x.reshape(importance.shape) for x in (changes.gradient, changes.centred))
-            total = importance.sum(0)
-            mean = (importance * gradient).sum(0) / torch.where(total > 0, total, 1.0)
-            products = (importance * (gradient - mean)).T @ centred
+            # Centred by the mean of the past, which is the same in all processes: less noise in the slopes.
+            mean = self.gradients / torch.where(self.importance > 0, self.importance, 1.0)
+            products = (importance * (gradient - mean.to(gradient.dtype))).T @ centred
             variable = torch.arange(entries, device=products.device) // width
             sums["slope_products"] = products.masked_fill_(variable[:, None] == variable, 0.0)
             sums["slope_mass"] = importance.T @ centred.square()
             sums["examples"] += len(gradient)
+            sums["importance"], sums["gradients"] = importance.sum(0), (importance * gradient).sum(0)
         return list(sums.values())
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -148,4 +151,6 @@ def _sums(entries: int) -> dict[str, Tensor]:
         "slope_products": torch.zeros(pairs, pairs),
         "slope_mass": torch.zeros(pairs, pairs),
         "examples": torch.zeros(()),
+        "importance": torch.zeros(entries),
+        "gradients": torch.zeros(entries),
     }

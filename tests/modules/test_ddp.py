@@ -38,8 +38,9 @@ def test_gradients_are_those_of_one_process_on_the_joined_batch(ranks, name):
     assert ranks[0]["gradients"][name]["losses"] == pytest.approx(alone["losses"], rel=1e-6)
 
 
-def test_running_statistics_agree_to_the_last_bit(ranks):
-    first, second = (rank["gradients"]["REINFORCE-moving"]["buffers"] for rank in ranks)
+@pytest.mark.parametrize("name", ["REINFORCE-moving", "StochasticBackprop-sampled"])
+def test_running_statistics_agree_to_the_last_bit(ranks, name):
+    first, second = (rank["gradients"][name]["buffers"] for rank in ranks)
     assert first
     assert same(first, second)
 
