@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -127,7 +126,8 @@ class RunningStatistics(nn.Module):
             Whether they were taken, a 0-d tensor of truth.
         """
         self._calls += 1
-        finite = functools.reduce(torch.mul, [((statistic - statistic) == 0).all() for statistic in new])
+        # A sum is finite only if all it adds up is.
+        finite = torch.stack([statistic.sum().float() for statistic in new]).isfinite().all()
         for old, statistic in zip(self._statistics(), new, strict=True):
             torch.where(finite, statistic.to(old.dtype), old, out=old)  # in place: others may hold on to the buffers
         self.taken.add_(finite)

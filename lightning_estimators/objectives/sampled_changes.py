@@ -61,15 +61,29 @@ class _Steps:
     move: Tensor  # shape (L, N, K); z_new - z
     size: Tensor  # δ: of scalars the move, of vectors its largest entry; shape (L, N)
     entry: Tensor  # which entry of the flattened event that is, shape (L, N)
+    entries: int  # of an event
 
     @classmethod
     def of(cls, at: Coordinates) -> _Steps:
         points, coordinates, width = at.z.shape
         move = (at.z_new - at.z).transpose(0, 1)
+        coordinate = torch.arange(coordinates, device=move.device)
+        if not at.one_hot:  # entries are coordinates
+            return cls(move[:, 0], move[:, 0, :, 0], coordinate.expand(points, -1), coordinates)
         size, largest = move.max(-1)
-        entry = largest + width * torch.arange(coordinates, device=move.device)
-        changes = len(at.z_new) * coordinates
-        return cls(*(x.reshape(points, changes, *x.shape[3:]) for x in (move, size, entry)))
+        flat = (points, len(at.z_new) * coordinates)
+        entry = (largest + width * coordinate).reshape(flat)
+        return cls(move.reshape(*flat, width), size.reshape(flat), entry, coordinates * width)
+
+    def of_entries(self, figures: Tensor) -> Tensor:
+        """Return what belongs to each change, shape `(..., L, N)` or broadcastable, of one figure for each entry."""
+        return figures.unsqueeze(-2) if self.move.shape[-1] == 1 else figures[..., self.entry]
+
+    def into_entries(self, figures: Tensor) -> Tensor:
+        """Return sums over the changes of each entry, shape `(L, entries)`, of one figure for each change."""
+        if self.move.shape[-1] == 1:
+            return figures
+        return figures.new_zeros(len(figures), self.entries).scatter_add_(1, self.entry, figures)
 
     def slopes(self, gradient: Tensor) -> Tensor:
         """Return ⟨move, gradient⟩ / δ, shape `(L, N)`: of scalars the gradient.
@@ -189,12 +203,11 @@ class SampledChanges(Objective):
         weights = weights.transpose(0, 1).reshape(steps.size.shape) * steps.size.abs()
 
         slopes = steps.slopes(self.gradient.reshape(at.z.shape))
-        a, c, d = self.model.coefficients.to(slopes.dtype)[steps.entry].unbind(-1)
+        a, c, d = steps.of_entries(self.model.coefficients.to(slopes.dtype).T)
         rest = c + d * (steps.size / 2)
         guess = a * slopes + rest
-        index, expected = systematic_draws(
-            weights * self.model.error.to(weights.dtype)[steps.entry], self._shifts(at.lead, weights)
-        )
+        error = steps.of_entries(self.model.error.to(weights.dtype))
+        index, expected = systematic_draws(weights * error, self._shifts(at.lead, weights))
         often = torch.where(expected > 0, 1 / expected, 0.0)
         change = torch.where(often > 0, self._evaluated(at, weights, index).to(slopes.dtype), 0.0)
 
@@ -211,7 +224,7 @@ class SampledChanges(Objective):
                 torch.where(size != 0, change / size, 0.0).flatten(),
                 at_z.flatten(),
                 (weights.gather(1, index).square() * often).flatten(),
-                torch.zeros_like(at.z).flatten(1).scatter_add_(1, steps.entry, weights.square()),
+                steps.into_entries(weights.square()),
             )
         )
         return at.unflatten(answer.reshape(points, alternatives, coordinates).transpose(0, 1))
