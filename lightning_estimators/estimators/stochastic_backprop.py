@@ -54,6 +54,13 @@ class StochasticBackprop(GradientEstimator):
     in chunks; one rank-one update each for an objective that knows its structure (`lightning_estimators.objectives`).
     With several latents pathwise gradients, where there are, cost one evaluation and often vary less.
 
+    With `num_changes=m` only m changes are evaluated for each sample, and the others are guessed from the gradient of f
+    by what earlier calls taught (`objectives.sampled_changes` has the formula): one evaluation of f, two of its
+    gradient, and m without gradient, instead of D evaluations, still unbiased, with more variance by the errors of the
+    guesses and less by a control variate across coordinates. Rules of continuous families and counts ask for one to
+    four kinds of changes, m of each; they take f as a black box then, whose gradient serves the guess only. Costs with
+    closed changes stay exact.
+
     Args:
         form: "jump" or "series"; discrete families keep their exact rule in both.
         order: N, the last derivative of the series; required by it, refused otherwise.
@@ -66,10 +73,13 @@ class StochasticBackprop(GradientEstimator):
         compile: Whether objectives may fuse their loops with `torch.compile`, which takes some seconds once: None for
             large problems where a compiler is found, True always (with a warning where it fails), False never. Same
             numbers to float32's rounding.
+        num_changes: m, changes evaluated for each sample; None for all of them. What is learned belongs to one layer:
+            give every layer an estimator of its own.
 
     Raises:
         TypeError: The family of q has no rule of the kind asked for.
-        ValueError: `form`, `order` and `f_gradient` do not fit each other; f cannot be differentiated where it must be;
+        ValueError: `form`, `order`, `f_gradient` and `num_changes` do not fit each other, or the event has another size
+            than what was learned of its changes; f cannot be differentiated where it must be;
             the order is out of reach of automatic differentiation for an f without structure.
 
     Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, theorems 1 and 2,
