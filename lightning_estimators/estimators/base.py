@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +164,9 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         """
         if torch.compiler.is_compiling():
             # Derivatives inside derivatives are what torch cannot compile; what is around the estimator it can.
-            return cast(Tensor, _run_eagerly(self, q, f, context))
+            from lightning_estimators.estimators.eager import run_eagerly
+
+            return run_eagerly(self, q, f, context)
         try:
             return self._forward(q, f, context)
         except RuntimeError as error:
@@ -285,8 +287,3 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         if not (torch.is_grad_enabled() and loss.requires_grad):
             return value
         return attach_surrogate_loss(value, loss, [p for p in self.parameters() if p.requires_grad])
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's has no types
-def _run_eagerly(estimator: GradientEstimator, q: Distribution, f: Cost, context: Tensor | None) -> Tensor:
-    return estimator.forward(q, f, context)
