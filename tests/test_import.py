@@ -31,7 +31,10 @@ def test_a_misspelt_name_is_an_import_error():
 )
 def test_estimators_load_neither_lightning_nor_the_compiler(statement):
     heavy = ["lightning", "torch._dynamo", "torchvision", "sklearn", "matplotlib", "gymnasium", "jsonargparse"]
-    program = f"import sys\nimport torch\nbefore = set(sys.modules)\n{statement}\nprint(*(set({heavy}) & set(sys.modules) - before))"
+    program = (
+        f"import sys\nimport torch\nbefore = set(sys.modules)\n{statement}\n"
+        f"print(*(set({heavy}) & set(sys.modules) - before))"
+    )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
 
