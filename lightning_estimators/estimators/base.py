@@ -175,7 +175,9 @@ class GradientEstimator(Configurable, nn.Module, ABC):
 
     def _forward(self, q: Distribution, f: Cost, context: Tensor | None) -> Tensor:
         self.check(q)
-        q, f = as_vectors(self, q, f)
+        # One sample, in the cost of an estimator that takes one: its axis serves as well, so nests may be deep.
+        is_inside = self.num_samples == 1 and len(q.batch_shape) > 1 and q.batch_shape[0] == 1
+        q, f = as_vectors(self, q, f, () if is_inside else (self.num_samples,))
         if not self.is_pathwise(q):
             check_no_hidden_parameters(q)
         self._refuse_second_derivatives(q)
@@ -183,17 +185,21 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         check_context(context, q.batch_shape)
         check_no_tangents(attached.values())
         cost = cost_in_its_precision(f, len(q.event_shape), attached)
+        batch_shape = q.batch_shape
+        if is_inside:
+            batch_shape, attached = batch_shape[1:], {name: p.squeeze(0) for name, p in attached.items()}
         leaves = parameters_per_sample(attached, self.num_samples, detach=not pathwise)
         if not self._has_looked_for_coupling:
             # Detached, so that nothing is saved for a backward pass, which activation checkpointing would find amiss.
             self._look_for_coupling(rebuild(q, {name: leaf.detach() for name, leaf in leaves.items()}), cost)
         if not torch.is_grad_enabled() and not pathwise:
-            return self.combine(cost.costs if isinstance(cost, Observed) else cost(sample(rebuild(q, leaves))))
+            value = self.combine(cost.costs if isinstance(cost, Observed) else cost(sample(rebuild(q, leaves))))
+            return value.unsqueeze(0) if is_inside else value
         estimate = self.estimate(rebuild(q, leaves), leaves, cost, None if context is None else context.detach())
-        check_estimate(estimate, type(self).__name__, self.num_samples, q.batch_shape, attached)
-        combined = estimate.value.ndim == len(q.batch_shape)
-        value = estimate.value if combined else self.combine(estimate.value)
-        return self._with_surrogate_loss(self._with_gradients(value, estimate, attached), estimate)
+        check_estimate(estimate, type(self).__name__, self.num_samples, batch_shape, attached)
+        value = estimate.value if estimate.value.ndim == len(batch_shape) else self.combine(estimate.value)
+        value = self._with_surrogate_loss(self._with_gradients(value, estimate, attached), estimate)
+        return value.unsqueeze(0) if is_inside else value
 
     def check(self, q: Distribution) -> None:
         """Raise unless this estimator supports distributions like q (same family and event_shape); cheap.

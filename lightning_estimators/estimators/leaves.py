@@ -19,7 +19,7 @@ __all__ = ["as_vectors", "cost_in_its_precision", "parameters_per_sample"]
 
 
 def as_vectors(
-    estimator: GradientEstimator, q: Distribution, f: Callable[[Tensor], Tensor]
+    estimator: GradientEstimator, q: Distribution, f: Callable[[Tensor], Tensor], sample_shape: tuple[int, ...]
 ) -> tuple[Distribution, Callable[[Tensor], Tensor]]:
     """Return q and f as plug-ins take them: an index as a one-hot vector, observed costs with an axis of samples.
 
@@ -27,6 +27,7 @@ def as_vectors(
         estimator: Whose plug-in it is.
         q: The distribution that it was called with.
         f: The cost.
+        sample_shape: The axes of samples that observed costs are to have in front of those of q.
 
     Raises:
         TypeError: The costs are observed, and the estimator needs f elsewhere.
@@ -45,7 +46,7 @@ def as_vectors(
             f"{type(estimator).__name__} {where}, but an Observed cost is known at the actions that were taken, and "
             "nowhere else. Use REINFORCE, RELAX (discrete actions) or LAX (continuous actions)."
         )
-    return one_hot, f.laid_out_for(q, estimator.num_samples)
+    return one_hot, f.laid_out_for(q, sample_shape)
 
 
 def parameters_per_sample(attached: Mapping[str, Tensor], num_samples: int, *, detach: bool) -> dict[str, Tensor]:

@@ -84,28 +84,28 @@ class Observed(Objective):
             )
         return self.costs
 
-    def laid_out_for(self, q: Distribution, num_samples: int) -> Observed:
+    def laid_out_for(self, q: Distribution, sample_shape: tuple[int, ...]) -> Observed:
         """Return the same costs as a plug-in needs them: with an axis of samples in front, and no indices.
 
         Actions are converted to the precision of q, at least float32, and indices of classes to one-hot vectors.
 
         Args:
             q: The distribution that an estimator was called with.
-            num_samples: How many samples it takes.
+            sample_shape: The axes of samples; an axis of one sample may be missing in what was given.
 
         Raises:
             ValueError: The actions are of another shape, or `log_prob` is not that of q.
         """
-        expected = (num_samples, *q.batch_shape, *q.event_shape)
+        expected = (*sample_shape, *q.batch_shape, *q.event_shape)
         actions, costs, log_prob = self.actions, self.costs, self.log_prob
-        if num_samples == 1 and actions.shape == expected[1:]:
+        if sample_shape == (1,) and actions.shape == expected[1:]:
             actions, costs = actions.unsqueeze(0), costs.unsqueeze(0)
             log_prob = None if log_prob is None else log_prob.unsqueeze(0)
-        if actions.shape != expected or costs.ndim != 1 + len(q.batch_shape):
-            alone = f", or {expected[1:]}" if num_samples == 1 else ""
+        if actions.shape != expected or costs.ndim != len(sample_shape) + len(q.batch_shape):
+            alone = f", or {expected[1:]}" if sample_shape == (1,) else ""
             raise ValueError(
-                f"expected observed actions of shape (num_samples,) + batch_shape + event_shape = {expected}{alone}, "
-                f"and one cost for each; got actions of shape {tuple(self.actions.shape)} and costs of shape "
+                f"expected observed actions of shape sample_shape + batch_shape + event_shape = {expected}{alone}, and "
+                f"one cost for each; got actions of shape {tuple(self.actions.shape)} and costs of shape "
                 f"{tuple(self.costs.shape)}."
             )
         given = next(iter(distribution_parameters(q).values())).dtype
@@ -133,7 +133,8 @@ def _check_log_prob(q: Distribution, actions: Tensor, log_prob: Tensor) -> None:
         rounding = max(torch.finfo(now.dtype).eps, torch.finfo(log_prob.dtype).eps) ** 0.5
         difference = (now.double() - log_prob.double()).abs()
         # Where both are minus infinity the difference is not a number, and the action could not have been drawn.
-        differs = (difference <= rounding * (1 + log_prob.abs())).logical_not()
+        scale = 1 + torch.minimum(now.abs(), log_prob.abs())
+        differs = (difference <= rounding * scale).logical_not()
         if differs.any():
             raise ValueError(
                 f"this batch was acted by another policy: the log-probabilities of {int(differs.sum())} of "
