@@ -44,7 +44,8 @@ class GradientEstimator(Configurable, nn.Module, ABC):
       usually its variance, weighted by the absolute value of the upstream gradient, so that it does not matter whether
       the user minimises or maximises.
 
-    Estimators nest: f may itself call an estimator. Under `torch.no_grad()` only the value is computed.
+    Estimators nest: f may itself call an estimator, with one sample each as deep as Python may recurse (about eleven
+    frames a level). Under `torch.no_grad()` only the value is computed.
 
     Implementing one:
 
