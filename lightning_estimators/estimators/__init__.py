@@ -22,6 +22,7 @@ from lightning_estimators.estimators.relaxed_rebar import RelaxedREBAR
 from lightning_estimators.estimators.stochastic_backprop import StochasticBackprop
 from lightning_estimators.estimators.straight_through import StraightThrough
 from lightning_estimators.estimators.straight_through_estimator import StraightThroughEstimator
+from lightning_estimators.estimators.ugc import UGC
 
 __all__ = [
     "ARMS",
@@ -30,6 +31,7 @@ __all__ = [
     "REBAR",
     "REINFORCE",
     "RELAX",
+    "UGC",
     "Concrete",
     "ControlVariate",
     "DisARM",

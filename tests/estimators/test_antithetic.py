@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Independent, OneHotCategorical
 
-from lightning_estimators.estimators import ARMS, CARMS, DisARM, Enumeration
+from lightning_estimators.estimators import ARMS, CARMS, UGC, DisARM, Enumeration
 from lightning_estimators.estimators.carms import _Orders
 from lightning_estimators.estimators.dirichlet_copula import both_below, uniform_roots
 from lightning_estimators.testing import BOUND
@@ -74,6 +74,46 @@ def test_disarm_is_arm_averaged_over_the_noise_that_gives_the_same_pair(fix_nois
         same = (pairs == pair).all(-1)
         mean = weights[same] @ arm[same] / weights[same].sum()
         assert torch.allclose(grad[same], mean.expand_as(grad[same]), **CLOSE)
+
+
+@pytest.mark.parametrize(("threshold", "clipped"), [(0.0, 0), (None, 1), (0.3, 2), (0.5, 3)])
+def test_ugc_is_exactly_unbiased(threshold, clipped, monkeypatch):
+    """Over all noise and all coordinates that may be flipped: those whose rarer outcome is rarer than the threshold."""
+    u, weights = disarm_cells(LOGITS.sigmoid().tolist())
+    choices = max(clipped, 1)
+    choice = (torch.arange(choices, dtype=F64) + 0.5).div(choices).repeat_interleave(len(u))
+    noise = [u.repeat(choices, 1).unsqueeze(0), choice.reshape(1, -1, 1)]
+    monkeypatch.setattr("lightning_estimators.estimators.ugc.uniform", lambda *_, **__: noise.pop(0))
+    value, grad = gradient(UGC(threshold), LOGITS.expand(len(choice), -1))
+    exact_value, exact = gradient(Enumeration(), LOGITS)
+    weights = weights.repeat(choices) / choices
+    assert torch.allclose(weights @ value, exact_value, **CLOSE)
+    assert torch.allclose(weights @ grad, exact, **CLOSE)
+
+
+def test_bitflip_moves_one_coordinate_by_the_exact_rule(monkeypatch):
+    """Of which the estimate is the number of coordinates times the local expectation, and the others get nothing."""
+    b = torch.tensor([1.0, 0.0, 1.0], dtype=F64)
+    noise = [torch.where((LOGITS > 0) == (b > 0), 0.999, 0.001).unsqueeze(0), torch.full((1, 1), 0.5, dtype=F64)]
+    monkeypatch.setattr("lightning_estimators.estimators.ugc.uniform", lambda *_, **__: noise.pop(0))
+    value, grad = gradient(UGC(threshold=0.5), LOGITS)
+    p = LOGITS[1].sigmoid()
+    flipped = f(torch.tensor([1.0, 1.0, 1.0], dtype=F64))
+    assert torch.allclose(value, f(b), **CLOSE)
+    assert torch.allclose(grad, torch.tensor([0.0, 1.0, 0.0], dtype=F64) * 3 * p * (1 - p) * (flipped - f(b)), **CLOSE)
+
+
+def test_ugc_varies_far_less_than_disarm_where_all_is_all_but_decided():
+    torch.manual_seed(0)
+    logits = 6 * LOGITS.sign().expand(100_000, -1)
+    varied = [gradient(estimator, logits)[1].square().sum() for estimator in (DisARM(num_samples=2), UGC())]
+    assert varied[1] < 0.1 * varied[0]
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 0.6, math.nan])
+def test_ugc_refuses_thresholds_that_are_no_probability_of_the_rarer_outcome(threshold):
+    with pytest.raises(ValueError, match=r"threshold"):
+        UGC(threshold)
 
 
 def patterns(rarer, samples):

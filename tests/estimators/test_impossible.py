@@ -13,6 +13,7 @@ from lightning_estimators.estimators import (
     REBAR,
     REINFORCE,
     RELAX,
+    UGC,
     Concrete,
     DisARM,
     Enumeration,
@@ -48,7 +49,7 @@ UNBIASED = {
 }
 
 
-BERNOULLI = {"DisARM": DisARM, "ARMS": ARMS}
+BERNOULLI = {"DisARM": DisARM, "ARMS": ARMS, "UGC": UGC, "UGC/bitflip": lambda: UGC(threshold=0.5)}
 """Of Bernoulli variables alone."""
 
 CATEGORICAL = {"CARMS": CARMS, "CARMS/2": lambda: CARMS(num_samples=2)}
