@@ -22,6 +22,8 @@ class Baseline(Configurable, nn.Module, ABC):
 
     min_samples: ClassVar[int] = 1
     """The least `num_samples` of the estimator that makes sense."""
+    needs_independent_samples: ClassVar[bool] = False
+    """Whether the samples must be independent of one another: no `coupling`."""
     needs_context: ClassVar[bool] = False
     """Whether the estimator must be called with a context."""
 

@@ -14,7 +14,7 @@ __all__ = ["LeaveOneOut"]
 class LeaveOneOut(Baseline):
     r"""Subtracts the mean cost of the other samples: $f_s - \frac{1}{S-1} \sum_{r \ne s} f_r$.
 
-    Requirements: `num_samples` of at least 2. Cost: nothing beyond the S evaluations of f.
+    Requirements: `num_samples` of at least 2, independent. Cost: nothing beyond the S evaluations of f.
 
     Source: Kool, van Hoof & Welling (2019), *Buy 4 REINFORCE samples, get a baseline for free!*,
     https://openreview.net/forum?id=r1lgTGL5DE; Mnih & Rezende (2016), *Variational inference for Monte Carlo
@@ -27,6 +27,7 @@ class LeaveOneOut(Baseline):
     """
 
     min_samples: ClassVar[int] = 2
+    needs_independent_samples: ClassVar[bool] = True
 
     def forward(self, cost: Tensor, context: Tensor | None) -> tuple[Tensor, None]:
         """Return S/(S-1) times the centred cost, which is the same."""

@@ -19,9 +19,12 @@ from lightning_estimators.distributions.parameters import (
 )
 from lightning_estimators.distributions.path import path_through
 from lightning_estimators.distributions.sampling import (
+    can_be_coupled,
+    check_can_be_coupled,
     draw,
     has_small_concentration,
     log_gamma_sample,
+    reparameterized_sample,
     sample,
     standard_gamma,
 )
@@ -31,6 +34,8 @@ __all__ = [
     "Delta",
     "as_one_hot",
     "base_distribution",
+    "can_be_coupled",
+    "check_can_be_coupled",
     "check_fixed_support",
     "check_no_hidden_parameters",
     "check_reparameterized",
@@ -43,6 +48,7 @@ __all__ = [
     "path_through",
     "probabilities",
     "rebuild",
+    "reparameterized_sample",
     "sample",
     "standard_gamma",
 ]

@@ -13,17 +13,28 @@ from torch.distributions import (
     Distribution,
     Gamma,
     Independent,
+    MultivariateNormal,
     OneHotCategorical,
     TransformedDistribution,
 )
 from torch.nn.functional import logsigmoid
 
 from lightning_estimators.distributions.composite import is_learned
+from lightning_estimators.distributions.delta import Delta
 from lightning_estimators.distributions.discrete import probabilities
-from lightning_estimators.distributions.parameters import base_distribution
-from lightning_estimators.noise import uniform
+from lightning_estimators.distributions.parameters import base_distribution, distribution_parameters
+from lightning_estimators.noise import is_coupled, uniform
 
-__all__ = ["draw", "has_small_concentration", "log_gamma_sample", "sample", "standard_gamma"]
+__all__ = [
+    "can_be_coupled",
+    "check_can_be_coupled",
+    "draw",
+    "has_small_concentration",
+    "log_gamma_sample",
+    "reparameterized_sample",
+    "sample",
+    "standard_gamma",
+]
 
 
 def sample(q: Distribution) -> Tensor:
@@ -32,6 +43,9 @@ def sample(q: Distribution) -> Tensor:
     Bernoulli and one-hot categorical samples invert the distribution function, so that noise shared by
     `noise.CommonNoise` gives equal samples wherever parameters are equal; what has probability 0 is never drawn. Gamma,
     beta and Dirichlet samples are right however small the concentrations.
+
+    Raises:
+        TypeError: Samples are to be coupled, and q has no inverse distribution function (`can_be_coupled`).
     """
     base = base_distribution(q)
     with torch.no_grad():
@@ -47,9 +61,45 @@ def sample(q: Distribution) -> Tensor:
             sums = probs.cumsum(-1)
             index = (u * sums[..., -1:] >= sums).sum(-1, keepdim=True)
             return torch.zeros_like(probs).scatter_(-1, index, 1.0)
+        if is_coupled():
+            return _by_inverse_cdf(q)
         if isinstance(base, Gamma | Beta | Dirichlet):
             return draw(q)[0]
         return q.sample()
+
+
+def reparameterized_sample(q: Distribution) -> Tensor:
+    """Draw one sample that is attached to the parameters, as that of `rsample` is, which q must have.
+
+    Raises:
+        TypeError: As for `sample`.
+    """
+    return _by_inverse_cdf(q) if is_coupled() else q.rsample()
+
+
+def can_be_coupled(q: Distribution) -> bool:
+    """Whether a sample of q is a function of as many uniform numbers, so that samples can be coupled through these.
+
+    It is where torch inverts the distribution function (`icdf`) of q, or of what q transforms; and for discrete
+    variables with a finite support, multivariate normal ones and point masses.
+    """
+    base = base_distribution(q)
+    if isinstance(base, Bernoulli | OneHotCategorical | MultivariateNormal | Delta) or _has_icdf(base):
+        return True
+    return isinstance(base, TransformedDistribution) and can_be_coupled(base.base_dist)
+
+
+def check_can_be_coupled(q: Distribution) -> None:
+    """Raise unless samples of q can be coupled (`can_be_coupled`).
+
+    Raises:
+        TypeError: They cannot.
+    """
+    if not can_be_coupled(q):
+        raise TypeError(
+            f"samples of {type(base_distribution(q)).__name__} cannot be coupled: torch has no inverse of its "
+            'distribution function (icdf), to make them from uniform noise. Use coupling="independent".'
+        )
 
 
 def draw(q: Distribution, *, attached: bool = False) -> tuple[Tensor, Tensor]:
@@ -83,6 +133,8 @@ def log_gamma_sample(shape: Tensor, u: Tensor) -> Tensor:
 
 def standard_gamma(shape: Tensor) -> Tensor:
     """Draw g ~ Γ(shape, 1), attached to the shape; the smallest positive number of the dtype where g underflows."""
+    if is_coupled():
+        raise TypeError("samples that are made from gamma variables cannot be coupled.")
     return Gamma(shape, torch.ones_like(shape), validate_args=False).rsample()
 
 
@@ -120,8 +172,36 @@ def _draw(q: Distribution, attached: bool) -> tuple[Tensor, Tensor]:  # noqa: FB
         y = _log_gammas(q, base.concentration1) - _log_gammas(q, base.concentration0)
         limits = torch.finfo(y.dtype)
         return y.sigmoid().clamp(limits.tiny, 1 - limits.eps / 2), y  # where log_prob is finite
-    z = q.rsample() if attached else sample(q)
+    z = reparameterized_sample(q) if attached else sample(q)
     return z, z
+
+
+def _by_inverse_cdf(q: Distribution) -> Tensor:
+    check_can_be_coupled(q)
+    return _inverted(q, len(q.batch_shape), next(iter(distribution_parameters(q).values())))
+
+
+def _inverted(q: Distribution, batch_axes: int, like: Tensor) -> Tensor:
+    """Draw a sample, attached, as a function of uniform noise with so many batch axes."""
+    base = base_distribution(q)
+    if isinstance(base, Delta):
+        return base.rsample()
+    if isinstance(base, TransformedDistribution) and not _has_icdf(base):
+        x = _inverted(base.base_dist, batch_axes, like)
+        for transform in base.transforms:
+            x = transform(x)
+        return x
+    shape = base.batch_shape + base.event_shape
+    u = uniform(shape[:batch_axes], shape[batch_axes:], dtype=like.dtype, device=like.device)
+    if isinstance(base, MultivariateNormal):
+        standard = torch.special.ndtri(u)
+        return torch.add(base.loc, (base.scale_tril @ standard.unsqueeze(-1)).squeeze(-1))
+    z: Tensor = base.icdf(u)
+    return z
+
+
+def _has_icdf(q: Distribution) -> bool:
+    return type(q).icdf not in (Distribution.icdf, TransformedDistribution.icdf)
 
 
 def _log_density(q: Distribution, y: Tensor) -> Tensor:

@@ -12,21 +12,26 @@ from torch.distributions import Distribution
 
 from lightning_estimators.configurable import Configurable
 from lightning_estimators.distributions import (
-    as_one_hot,
-    base_distribution,
     check_no_hidden_parameters,
     distribution_parameters,
     rebuild,
     sample,
 )
 from lightning_estimators.estimators.attach import attach_gradients, attach_surrogate_loss
-from lightning_estimators.estimators.checks import check_context, check_no_tangents, explain_function_transform
-from lightning_estimators.estimators.coupling import refuse_coupled_costs
-from lightning_estimators.estimators.estimate import Estimate, average, check_estimate
+from lightning_estimators.estimators.checks import (
+    check_context,
+    check_coupling,
+    check_derivatives,
+    check_family,
+    check_no_tangents,
+    check_num_samples,
+    explain_function_transform,
+)
+from lightning_estimators.estimators.coupled_costs import refuse_coupled_costs
+from lightning_estimators.estimators.estimate import Estimate, average, average_share, check_estimate, square_of_average
 from lightning_estimators.estimators.leaves import as_vectors, cost_in_its_precision, parameters_per_sample
-from lightning_estimators.noise import is_replaying, replay_scope
-from lightning_estimators.objectives import CallableObjective, Objective, Observed
-from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
+from lightning_estimators.noise import Coupling, coupled_samples, is_replaying, replay_scope
+from lightning_estimators.objectives import Objective, Observed
 
 __all__ = ["GradientEstimator"]
 
@@ -59,12 +64,18 @@ class GradientEstimator(Configurable, nn.Module, ABC):
        estimators can share it.
     4. Do you need the gradient of f in z? `cost_gradient.value_and_gradient(self, f, z)` returns both, and refuses an
        f without one.
-    5. Surrogate parameters? Return `surrogate_loss`; compute it only `if self.learns()`. Running statistics are
+    5. Pass `num_samples` and `coupling` on to this class; set `needs_independent_samples` if you compare samples.
+    6. Surrogate parameters? Return `surrogate_loss`; compute it only `if self.learns()`. Running statistics are
        persistent buffers, updated in training mode only, from values averaged over all ranks.
-    6. Add a case to the conformance suite.
+    7. Add a case to the conformance suite.
 
     Args:
         num_samples: Samples of z per batch element; the estimate is their average.
+        coupling: How these depend on one another, so that errors cancel (`noise.coupled_samples`): each keeps its
+            distribution, and so the mean. q must be one that `distributions.can_be_coupled`.
+
+    Raises:
+        ValueError: `num_samples` is too small or does not fit the coupling; samples must be independent.
     """
 
     families: ClassVar[tuple[type[Distribution], ...]]
@@ -73,17 +84,21 @@ class GradientEstimator(Configurable, nn.Module, ABC):
     """Which gradient of f in z is always needed: none, at samples of q, or at relaxed ones, between values of q."""
     min_samples: ClassVar[int] = 1
     """The least `num_samples` that makes sense."""
+    needs_independent_samples: ClassVar[bool] = False
+    """Whether the samples must be independent of one another: no `coupling`."""
     learns_variance: ClassVar[bool] = False
     """Whether the gradient of `Estimate.surrogate_loss` is that of the variance of the estimate."""
     takes_observed_costs: ClassVar[bool] = False
     """Whether f may be `Observed` at samples that others drew: `estimate` takes them from `observed_actions(f)`."""
 
-    def __init__(self, num_samples: int = 1) -> None:
+    def __init__(self, num_samples: int = 1, coupling: Coupling = "independent") -> None:
         super().__init__()
+        self._coupling: Coupling = "independent"
         self.num_samples = num_samples
+        self.coupling = coupling
         self.allow_coupled_costs = False
         self.last_surrogate_loss: Tensor | None = None
-        self._has_looked_for_coupling = False
+        self._has_looked_for_coupled_costs = False
 
     @property
     def num_samples(self) -> int:
@@ -93,7 +108,18 @@ class GradientEstimator(Configurable, nn.Module, ABC):
     @num_samples.setter
     def num_samples(self, value: int) -> None:
         self._check_num_samples(value)
+        self._check_coupling(self.coupling, value)
         self._num_samples = value
+
+    @property
+    def coupling(self) -> Coupling:
+        """How the samples depend on one another."""
+        return self._coupling
+
+    @coupling.setter
+    def coupling(self, value: Coupling) -> None:
+        self._check_coupling(value, self.num_samples)
+        self._coupling = value
 
     @abstractmethod
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
@@ -130,7 +156,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
     def combine(self, costs: Tensor) -> Tensor:
         """Return the objective as a function of the costs of all samples: their mean.
 
-        An estimator of another objective, such as the importance-weighted bound, overrides it.
+        An estimator of another objective overrides it, and sets `needs_independent_samples`.
 
         Args:
             costs: f at the samples, shape `(num_samples,) + batch_shape`.
@@ -179,10 +205,10 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         # One sample, in the cost of an estimator that takes one: its axis serves as well, so nests may be deep.
         is_inside = self.num_samples == 1 and len(q.batch_shape) > 1 and q.batch_shape[0] == 1
         q, f = as_vectors(self, q, f, () if is_inside else (self.num_samples,))
-        if not self.is_pathwise(q):
+        if not (pathwise := self.is_pathwise(q)):
             check_no_hidden_parameters(q)
-        self._refuse_second_derivatives(q)
-        attached, pathwise = distribution_parameters(q), self.is_pathwise(q)
+        check_derivatives(self, q)
+        attached = distribution_parameters(q)
         check_context(context, q.batch_shape)
         check_no_tangents(attached.values())
         cost = cost_in_its_precision(f, len(q.event_shape), attached)
@@ -190,39 +216,28 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         if is_inside:
             batch_shape, attached = batch_shape[1:], {name: p.squeeze(0) for name, p in attached.items()}
         leaves = parameters_per_sample(attached, self.num_samples, detach=not pathwise)
-        if not self._has_looked_for_coupling:
+        if not self._has_looked_for_coupled_costs:
             # Detached, so that nothing is saved for a backward pass, which activation checkpointing would find amiss.
-            self._look_for_coupling(rebuild(q, {name: leaf.detach() for name, leaf in leaves.items()}), cost)
-        if not torch.is_grad_enabled() and not pathwise:
-            value = self.combine(cost.costs if isinstance(cost, Observed) else cost(sample(rebuild(q, leaves))))
-            return value.unsqueeze(0) if is_inside else value
-        estimate = self.estimate(rebuild(q, leaves), leaves, cost, None if context is None else context.detach())
+            self._look_for_coupled_costs(rebuild(q, {name: leaf.detach() for name, leaf in leaves.items()}), cost)
+        with coupled_samples(self.coupling, (self.num_samples, *batch_shape)):
+            if not torch.is_grad_enabled() and not pathwise:
+                value = self.combine(cost.costs if isinstance(cost, Observed) else cost(sample(rebuild(q, leaves))))
+                return value.unsqueeze(0) if is_inside else value
+            estimate = self.estimate(rebuild(q, leaves), leaves, cost, None if context is None else context.detach())
         check_estimate(estimate, type(self).__name__, self.num_samples, batch_shape, attached)
         value = estimate.value if estimate.value.ndim == len(batch_shape) else self.combine(estimate.value)
-        value = self._with_surrogate_loss(self._with_gradients(value, estimate, attached), estimate)
+        value = self._with_surrogate_loss(self._with_gradients(value, estimate, attached), estimate, attached)
         return value.unsqueeze(0) if is_inside else value
 
     def check(self, q: Distribution) -> None:
         """Raise unless this estimator supports distributions like q (same family and event_shape); cheap.
 
-        Modules call it when they are built, so that a combination that cannot work fails there.
+        Modules call it when they are built, so that a combination that cannot work fails there. Overriders call it.
 
         Raises:
-            TypeError: q is not of a supported family.
+            TypeError: q is not of a supported family, or its samples cannot be coupled as they should be.
         """
-        given = type(base_distribution(q)).__name__
-        if self.gradient_of_f != "none" and as_one_hot(q) is not q:
-            raise TypeError(
-                f"{type(self).__name__} differentiates f in z, and {given} is an index, in which nothing has a "
-                "derivative. Give OneHotCategorical with the same logits and an f of one-hot vectors, or use an "
-                "estimator that takes f as a black box (RELAX, REINFORCE, StochasticBackprop)."
-            )
-        if not isinstance(base_distribution(as_one_hot(q)), self.families):
-            supported = ", ".join(family.__name__ for family in self.families)
-            raise TypeError(
-                f"{type(self).__name__} supports {supported}; got {given}. "
-                "Use an estimator whose `families` include it (REINFORCE takes any distribution with a log_prob)."
-            )
+        check_family(self, q)
 
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:
         """Check q and give learned parts of unknown size their size; no randomness is left behind.
@@ -249,32 +264,20 @@ class GradientEstimator(Configurable, nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """Show the settings in `repr`."""
-        return f"num_samples={self.num_samples}"
+        return f"num_samples={self.num_samples}, coupling={self.coupling!r}"
 
     def _check_num_samples(self, value: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < self.min_samples:
-            raise ValueError(
-                f"{type(self).__name__} needs an integer num_samples of at least {self.min_samples}, got {value!r}."
-            )
+        check_num_samples(self, value)
 
-    def _look_for_coupling(self, q: Distribution, cost: Objective) -> None:
-        """Evaluate f twice more, in the first training step only."""
+    def _check_coupling(self, value: Coupling, num_samples: int) -> None:
+        check_coupling(self, value, num_samples)
+
+    def _look_for_coupled_costs(self, q: Distribution, cost: Objective) -> None:
+        # Evaluates f twice more, in the first training step only.
         if self.allow_coupled_costs or not self.training or not torch.is_grad_enabled() or is_replaying():
             return
-        self._has_looked_for_coupling = True
-        plain = isinstance(cost, CallableObjective) and not isinstance(cost.f, Objective)
-        if plain and q.batch_shape.numel() > 1:
-            elsewhere = self.gradient_of_f == "relaxed" or self.evaluations(q)[0] > self.num_samples
-            device = next(iter(distribution_parameters(q).values())).device
-            refuse_coupled_costs(type(self).__name__, q, cost, device, elsewhere=elsewhere)
-
-    def _refuse_second_derivatives(self, q: Distribution) -> None:
-        if is_differentiated_twice() and not self.is_twice_differentiable(q):
-            raise NotTwiceDifferentiableError(
-                f"{type(self).__name__} inside a cost that is to be differentiated twice or more: its gradient is an "
-                "estimate, which cannot be differentiated again. Around it use an estimator that takes one derivative "
-                'or none: Pathwise, REINFORCE, or StochasticBackprop(form="jump").'
-            )
+        self._has_looked_for_coupled_costs = True
+        refuse_coupled_costs(self, q, cost)
 
     def _with_gradients(self, value: Tensor, estimate: Estimate, attached: Mapping[str, Tensor]) -> Tensor:
         learned = {name: p for name, p in attached.items() if name in estimate.gradients and p.requires_grad}
@@ -283,13 +286,14 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         gradients = [average(estimate.gradients[name].detach(), p.ndim) for name, p in learned.items()]
         return attach_gradients(value, gradients, list(learned.values()))
 
-    def _with_surrogate_loss(self, value: Tensor, estimate: Estimate) -> Tensor:
-        loss = estimate.surrogate_loss
-        if loss is None or is_replaying():
+    def _with_surrogate_loss(self, value: Tensor, estimate: Estimate, attached: Mapping[str, Tensor]) -> Tensor:
+        if estimate.surrogate_loss is None or is_replaying():
             return value
+        loss = estimate.surrogate_loss
         if loss.ndim > value.ndim:
-            # Independent samples: the variance of their average is the average of their variances over their number.
-            loss = average(loss, value.ndim) / self.num_samples
+            # The variance of an average of samples that depend on one another is not a matter of single variances.
+            coupled = self.learns_variance and self.coupling != "independent"
+            loss = square_of_average(estimate.gradients, value.shape, attached) if coupled else average_share(loss)
         self.last_surrogate_loss = loss.detach().mean()
         if not (torch.is_grad_enabled() and loss.requires_grad):
             return value

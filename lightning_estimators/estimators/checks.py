@@ -3,12 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.distributions import Distribution
 
-__all__ = ["check_context", "check_no_tangents", "explain_function_transform"]
+from lightning_estimators.distributions import as_one_hot, base_distribution, check_can_be_coupled
+from lightning_estimators.noise import Coupling
+from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
+
+if TYPE_CHECKING:
+    from lightning_estimators.baselines import Baseline
+    from lightning_estimators.estimators.base import GradientEstimator
+
+__all__ = [
+    "check_context",
+    "check_coupling",
+    "check_derivatives",
+    "check_family",
+    "check_no_tangents",
+    "check_num_samples",
+    "explain_function_transform",
+]
+
+
+def check_num_samples(estimator: GradientEstimator, num_samples: int) -> None:
+    """Raise unless the number of samples is one that the estimator can do with.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < estimator.min_samples:
+        raise ValueError(
+            f"{type(estimator).__name__} needs an integer num_samples of at least {estimator.min_samples}, "
+            f"got {num_samples!r}."
+        )
+
+
+def check_coupling(owner: GradientEstimator | Baseline, coupling: Coupling, num_samples: int) -> None:
+    """Raise unless samples may depend on one another in the way asked for, and are as many as it takes.
+
+    Args:
+        owner: The estimator, or its baseline.
+        coupling: How the samples depend on one another.
+        num_samples: Their number.
+
+    Raises:
+        ValueError: They may not, or are not.
+    """
+    name = type(owner).__name__
+    if coupling not in get_args(Coupling):
+        raise ValueError(f"{name} needs a coupling among {', '.join(get_args(Coupling))}; got {coupling!r}.")
+    if coupling == "independent":
+        return
+    if owner.needs_independent_samples:
+        raise ValueError(
+            f"{name} compares samples with one another, for which they must be independent, got coupling={coupling!r}. "
+            'Use coupling="independent", or an estimator in which every sample stands alone.'
+        )
+    if coupling == "antithetic" and num_samples != 2:
+        raise ValueError(
+            f'coupling="antithetic" makes a pair of samples, so {name} needs num_samples=2, got {num_samples}. For '
+            'more use coupling="stratified".'
+        )
+    if num_samples < 2:
+        raise ValueError(f"coupling={coupling!r} needs {name} to have num_samples of at least 2, got {num_samples}.")
+
+
+def check_family(estimator: GradientEstimator, q: Distribution) -> None:
+    """Raise unless q is of a family that the estimator declares, and its samples are as the estimator needs them.
+
+    Raises:
+        TypeError: It is not; it is an index, and the estimator differentiates f in z; its samples cannot be coupled.
+    """
+    name, given = type(estimator).__name__, type(base_distribution(q)).__name__
+    if estimator.gradient_of_f != "none" and as_one_hot(q) is not q:
+        raise TypeError(
+            f"{name} differentiates f in z, and {given} is an index, in which nothing has a derivative. Give "
+            "OneHotCategorical with the same logits and an f of one-hot vectors, or use an estimator that takes f as a "
+            "black box (RELAX, REINFORCE, StochasticBackprop)."
+        )
+    if not isinstance(base_distribution(as_one_hot(q)), estimator.families):
+        supported = ", ".join(family.__name__ for family in estimator.families)
+        raise TypeError(
+            f"{name} supports {supported}; got {given}. "
+            "Use an estimator whose `families` include it (REINFORCE takes any distribution with a log_prob)."
+        )
+    if estimator.coupling != "independent":
+        check_can_be_coupled(as_one_hot(q))
+
+
+def check_derivatives(estimator: GradientEstimator, q: Distribution) -> None:
+    """Raise if the gradient of the estimator is to be differentiated again, around it, and cannot be.
+
+    Raises:
+        NotTwiceDifferentiableError: It is.
+    """
+    if is_differentiated_twice() and not estimator.is_twice_differentiable(q):
+        raise NotTwiceDifferentiableError(
+            f"{type(estimator).__name__} inside a cost that is to be differentiated twice or more: its gradient is an "
+            "estimate, which cannot be differentiated again. Around it use an estimator that takes one derivative "
+            'or none: Pathwise, REINFORCE, or StochasticBackprop(form="jump").'
+        )
 
 
 def check_context(context: Tensor | None, batch_shape: torch.Size) -> None:

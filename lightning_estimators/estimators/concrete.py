@@ -14,6 +14,7 @@ from lightning_estimators.estimators.cost_gradient import check_differentiable
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
 from lightning_estimators.estimators.temperature import HasTemperature
+from lightning_estimators.noise import Coupling
 from lightning_estimators.objectives import Objective
 
 __all__ = ["Concrete"]
@@ -36,6 +37,7 @@ class Concrete(HasTemperature, GradientEstimator):
             and the variance alone would send λ to infinity), so with the sign of the loss.
         straight_through: Whether f sees the hard sample.
         num_samples: Samples per batch element.
+        coupling: How these depend on one another; see `GradientEstimator`.
 
     Raises:
         ValueError: The temperature is not positive; f cannot be differentiated in z.
@@ -64,8 +66,9 @@ class Concrete(HasTemperature, GradientEstimator):
         learn_temperature: bool = False,  # noqa: FBT001
         straight_through: bool = False,  # noqa: FBT001
         num_samples: int = 1,
+        coupling: Coupling = "independent",
     ) -> None:
-        super().__init__(num_samples)
+        super().__init__(num_samples, coupling)
         check_temperature(self, temperature)
         self.straight_through = straight_through
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)

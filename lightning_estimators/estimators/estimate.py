@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Estimate", "average", "check_estimate"]
+__all__ = ["Estimate", "average", "average_share", "check_estimate", "square_of_average"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Estimate:
             (`is_pathwise`).
         surrogate_loss: What the surrogate parameters, those of the estimator itself, minimise: usually the sum of
             squares of the gradient, which has the gradient of the variance. With one entry per sample, shape
-            `(num_samples,) + batch_shape`, it is that of each sample's own gradient, and the samples are taken to be
-            independent; of shape `batch_shape`, it is that of the gradient they are combined to. None when there is
+            `(num_samples,) + batch_shape`, it is that of each sample's own gradient (where samples are coupled, an
+            estimator with `learns_variance` gets that of the average of `gradients` instead, which must then carry a
+            graph); of shape `batch_shape`, it is that of the gradient they are combined to. None when there is
             nothing to learn.
     """
 
@@ -41,6 +42,28 @@ def average(entries: Tensor, ndim: int) -> Tensor:
     if entries.ndim == ndim:
         return entries
     return entries.mean(0) if len(entries) > 1 else entries.squeeze(0)  # a view in the commonest case
+
+
+def average_share(losses: Tensor) -> Tensor:
+    """Return the variance of an average of independent samples from those of the samples, along the first axis."""
+    return average(losses, losses.ndim - 1) / len(losses)
+
+
+def square_of_average(
+    gradients: Mapping[str, Tensor], batch_shape: torch.Size, parameters: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the sum of squares of the gradient that is averaged over samples, shape `batch_shape`.
+
+    Its derivative in own parameters of the estimator is that of the variance of the average, whatever ties the samples.
+
+    Args:
+        gradients: By name, attached to own parameters; per sample or combined, as in `Estimate`.
+        batch_shape: Of q.
+        parameters: Of q, by name.
+    """
+    averages = [average(gradient, parameters[name].ndim) for name, gradient in gradients.items()]
+    entries = [g.reshape(*batch_shape, g.shape[len(batch_shape) :].numel()) for g in averages]
+    return torch.cat(entries, -1).square().sum(-1)
 
 
 def check_estimate(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Beta, Distribution, Gamma, LogNormal
 from torch.nn.functional import logsigmoid
 
-from lightning_estimators.distributions import base_distribution, log_gamma_sample
+from lightning_estimators.distributions import base_distribution, log_gamma_sample, sample
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.cost_gradient import check_differentiable
 from lightning_estimators.estimators.estimate import Estimate
@@ -31,6 +31,7 @@ class GeneralizedReparameterization(GradientEstimator):
 
     Args:
         num_samples: Samples per batch element.
+        coupling: How these depend on one another; see `GradientEstimator`.
 
     Raises:
         TypeError: q is of another family.
@@ -102,7 +103,7 @@ def _draw(q: Distribution) -> Tensor:
         if isinstance(base, Beta):
             a, b = base.concentration1, base.concentration0
             return log_gamma_sample(a, jump_noise(q)) - log_gamma_sample(b, jump_noise(q))
-        return base.sample().log()
+        return sample(q).log()
 
 
 def _log_density(base: Distribution, y: Tensor) -> Tensor:

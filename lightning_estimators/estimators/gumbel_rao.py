@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
 from lightning_estimators.estimators.straight_through_estimator import StraightThroughEstimator
 from lightning_estimators.estimators.temperature import HasTemperature
+from lightning_estimators.noise import Coupling
 
 __all__ = ["GumbelRao"]
 
@@ -32,6 +33,7 @@ class GumbelRao(HasTemperature, StraightThroughEstimator):
         learn_temperature: Whether log λ is trained, on the straight-through objective itself, so with the sign of the
             loss, as that of `Concrete`.
         num_samples: Samples per batch element.
+        coupling: How these depend on one another; see `GradientEstimator`.
 
     Raises:
         ValueError: The temperature is not positive, or `num_relaxations` not at least 1; f cannot be differentiated in
@@ -58,8 +60,9 @@ class GumbelRao(HasTemperature, StraightThroughEstimator):
         num_relaxations: int = 10,
         learn_temperature: bool = False,  # noqa: FBT001
         num_samples: int = 1,
+        coupling: Coupling = "independent",
     ) -> None:
-        super().__init__(num_samples)
+        super().__init__(num_samples, coupling)
         check_temperature(self, temperature)
         if num_relaxations < 1:
             raise ValueError(f"GumbelRao needs num_relaxations of at least 1, got {num_relaxations!r}.")

@@ -13,6 +13,7 @@ from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relax import evaluate_surrogate, prepare_surrogate
 from lightning_estimators.networks import Surrogate
+from lightning_estimators.noise import Coupling
 from lightning_estimators.objectives import Objective
 from lightning_estimators.objectives.observed import observed_actions
 
@@ -29,6 +30,7 @@ class LAX(GradientEstimator):
     Args:
         surrogate: $r_\phi$, as for `RELAX`.
         num_samples: Samples per batch element.
+        coupling: How these depend on one another; see `GradientEstimator`.
 
     Raises:
         TypeError: q has no `rsample`, or one of discrete values; its support moves with what is learned.
@@ -50,8 +52,10 @@ class LAX(GradientEstimator):
     learns_variance: ClassVar[bool] = True
     takes_observed_costs: ClassVar[bool] = True
 
-    def __init__(self, surrogate: nn.Module | None = None, num_samples: int = 1) -> None:
-        super().__init__(num_samples)
+    def __init__(
+        self, surrogate: nn.Module | None = None, num_samples: int = 1, coupling: Coupling = "independent"
+    ) -> None:
+        super().__init__(num_samples, coupling)
         self.surrogate = Surrogate() if surrogate is None else surrogate
 
     def check(self, q: Distribution) -> None:

@@ -31,7 +31,8 @@ def as_vectors(
 
     Raises:
         TypeError: The costs are observed, and the estimator needs f elsewhere.
-        ValueError: Observed costs are of another shape, or of actions that were drawn from another distribution.
+        ValueError: Observed costs are of another shape, or of actions that were drawn from another distribution; or the
+            estimator would couple its samples.
     """
     one_hot = as_one_hot(q)
     if not isinstance(f, Observed):
@@ -45,6 +46,11 @@ def as_vectors(
         raise TypeError(
             f"{type(estimator).__name__} {where}, but an Observed cost is known at the actions that were taken, and "
             "nowhere else. Use REINFORCE, RELAX (discrete actions) or LAX (continuous actions)."
+        )
+    if estimator.coupling != "independent":
+        raise ValueError(
+            f"coupling={estimator.coupling!r} says how {type(estimator).__name__} draws its samples, but those of an "
+            'Observed cost have been drawn. Use coupling="independent".'
         )
     return one_hot, f.laid_out_for(q, sample_shape)
 

@@ -25,6 +25,7 @@ from lightning_estimators.distributions import (
     draw,
     has_small_concentration,
     rebuild,
+    reparameterized_sample,
 )
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.cost_gradient import check_differentiable
@@ -43,6 +44,7 @@ class Pathwise(GradientEstimator):
 
     Args:
         num_samples: Samples per batch element.
+        coupling: How these depend on one another; see `GradientEstimator`.
 
     Raises:
         TypeError: q has no `rsample`, or one of discrete values.
@@ -91,7 +93,7 @@ class Pathwise(GradientEstimator):
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
         """Return f at a sample that is attached to the parameters."""
-        z = q.rsample() if self.is_twice_differentiable(q) else _implicit_sample(q, leaves)
+        z = reparameterized_sample(q) if self.is_twice_differentiable(q) else _implicit_sample(q, leaves)
         z = z.view_as(z)  # a node of its own: f may reach the parameters another way
         value = f(z)
         check_differentiable(self, value, z)

@@ -15,6 +15,7 @@ from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.cost_gradient import check_differentiable
 from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
 from lightning_estimators.estimators.temperature import HasTemperature
+from lightning_estimators.noise import Coupling
 from lightning_estimators.objectives import Objective
 
 __all__ = ["REBAR"]
@@ -35,6 +36,7 @@ class REBAR(HasTemperature, ControlVariate):
         learn_temperature: Whether log λ is trained.
         learn_eta: Whether η is trained.
         num_samples: Samples per batch element.
+        coupling: How these depend on one another; see `GradientEstimator`.
 
     Raises:
         ValueError: The temperature is not positive; f cannot be differentiated at relaxed samples.
@@ -63,8 +65,9 @@ class REBAR(HasTemperature, ControlVariate):
         learn_temperature: bool = True,  # noqa: FBT001
         learn_eta: bool = True,  # noqa: FBT001
         num_samples: int = 1,
+        coupling: Coupling = "independent",
     ) -> None:
-        super().__init__(num_samples)
+        super().__init__(num_samples, coupling)
         check_temperature(self, temperature)
         check_finite(self, eta=eta)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)

@@ -11,8 +11,10 @@ from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 from lightning_estimators.baselines import Baseline, MovingAverage
 from lightning_estimators.distributions import base_distribution, check_fixed_support, draw, sample
 from lightning_estimators.estimators.base import GradientEstimator
+from lightning_estimators.estimators.checks import check_coupling
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relaxation import gradients_of_parameters, score
+from lightning_estimators.noise import Coupling
 from lightning_estimators.objectives import Objective
 from lightning_estimators.objectives.observed import observed_actions
 
@@ -29,10 +31,12 @@ class REINFORCE(GradientEstimator):
     Args:
         baseline: What is subtracted from the cost; by default the moving average of past costs.
         num_samples: Samples per batch element.
+        coupling: How these depend on one another; see `GradientEstimator`.
 
     Raises:
         TypeError: The support of q moves with what is learned.
-        ValueError: The baseline needs more samples (`LeaveOneOut`: 2), or a context that is not given.
+        ValueError: The baseline needs more samples (`LeaveOneOut`: 2), independent ones, or a context that is not
+            given.
 
     Source: Williams (1992), *Simple statistical gradient-following algorithms for connectionist reinforcement
     learning*, https://doi.org/10.1007/BF00992696.
@@ -52,10 +56,12 @@ class REINFORCE(GradientEstimator):
     families: ClassVar[tuple[type[Distribution], ...]] = (Distribution,)
     takes_observed_costs: ClassVar[bool] = True
 
-    def __init__(self, baseline: Baseline | None = None, num_samples: int = 1) -> None:
-        super().__init__(num_samples)
+    def __init__(
+        self, baseline: Baseline | None = None, num_samples: int = 1, coupling: Coupling = "independent"
+    ) -> None:
+        super().__init__(num_samples, coupling)
         self.baseline = MovingAverage() if baseline is None else baseline
-        self.num_samples = num_samples  # again: the baseline may need more
+        self.num_samples = num_samples  # again: the baseline may need more, or independent ones
 
     def _check_num_samples(self, value: int) -> None:
         super()._check_num_samples(value)
@@ -64,6 +70,11 @@ class REINFORCE(GradientEstimator):
             raise ValueError(
                 f"{type(baseline).__name__} needs num_samples of at least {baseline.min_samples}, got {value}."
             )
+
+    def _check_coupling(self, value: Coupling, num_samples: int) -> None:
+        super()._check_coupling(value, num_samples)
+        if hasattr(self, "baseline"):
+            check_coupling(self.baseline, value, num_samples)
 
     def is_unbiased(self, q: Distribution) -> bool:
         """Whether the baseline leaves the mean of the gradient as it is."""

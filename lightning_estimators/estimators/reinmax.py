@@ -12,6 +12,7 @@ from lightning_estimators.distributions import base_distribution, probabilities
 from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
 from lightning_estimators.estimators.straight_through_estimator import StraightThroughEstimator
 from lightning_estimators.estimators.temperature import HasTemperature
+from lightning_estimators.noise import Coupling
 
 __all__ = ["ReinMax"]
 
@@ -33,6 +34,7 @@ class ReinMax(HasTemperature, StraightThroughEstimator):
     Args:
         temperature: λ, positive.
         num_samples: Samples per batch element.
+        coupling: How these depend on one another; see `GradientEstimator`.
 
     Raises:
         ValueError: The temperature is not positive; f cannot be differentiated in z.
@@ -55,8 +57,8 @@ class ReinMax(HasTemperature, StraightThroughEstimator):
         True
     """
 
-    def __init__(self, temperature: float = 1.0, num_samples: int = 1) -> None:
-        super().__init__(num_samples)
+    def __init__(self, temperature: float = 1.0, num_samples: int = 1, coupling: Coupling = "independent") -> None:
+        super().__init__(num_samples, coupling)
         check_temperature(self, temperature)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=False)
 

@@ -14,6 +14,7 @@ from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.relaxation import check_temperature, undecided
 from lightning_estimators.estimators.temperature import HasTemperature
 from lightning_estimators.networks import Surrogate
+from lightning_estimators.noise import Coupling
 from lightning_estimators.objectives import Objective
 
 __all__ = ["RELAX"]
@@ -41,6 +42,7 @@ class RELAX(HasTemperature, ControlVariate):
         temperature: λ, or where it starts if learned; positive.
         learn_temperature: Whether log λ is trained.
         num_samples: Samples per batch element.
+        coupling: How these depend on one another; see `GradientEstimator`.
 
     Raises:
         ValueError: The temperature is not positive; the surrogate takes or answers with another shape.
@@ -66,8 +68,9 @@ class RELAX(HasTemperature, ControlVariate):
         temperature: float = 1.0,
         learn_temperature: bool = True,  # noqa: FBT001
         num_samples: int = 1,
+        coupling: Coupling = "independent",
     ) -> None:
-        super().__init__(num_samples)
+        super().__init__(num_samples, coupling)
         check_temperature(self, temperature)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
         self.surrogate = Surrogate() if surrogate is None else surrogate

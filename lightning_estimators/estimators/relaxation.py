@@ -179,7 +179,7 @@ def gradients_of_parameters(q: Distribution, leaves: dict[str, Tensor], gradient
             "evaluate the cost at both outcomes; or give logits.",
             stacklevel=2,
         )
-    return {"probs": torch.where(slope > 0, gradient / slope, 0.0)}
+    return {"probs": torch.where(slope > 0, gradient / torch.where(slope > 0, slope, 1.0), 0.0)}
 
 
 def _log_exponential(u: Tensor) -> Tensor:

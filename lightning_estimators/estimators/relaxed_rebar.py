@@ -9,6 +9,7 @@ from lightning_estimators.estimators.rebar import REBAR
 from lightning_estimators.estimators.relax import evaluate_surrogate, prepare_surrogate
 from lightning_estimators.estimators.relaxation import undecided
 from lightning_estimators.networks import Surrogate
+from lightning_estimators.noise import Coupling
 from lightning_estimators.objectives import Objective
 
 __all__ = ["RelaxedREBAR"]
@@ -29,6 +30,7 @@ class RelaxedREBAR(REBAR):
         learn_temperature: Whether log λ is trained.
         learn_eta: Whether η is trained.
         num_samples: Samples per batch element.
+        coupling: How these depend on one another; see `GradientEstimator`.
 
     Raises:
         ValueError: The temperature is not positive; f cannot be differentiated at relaxed samples; the surrogate
@@ -56,8 +58,9 @@ class RelaxedREBAR(REBAR):
         learn_temperature: bool = True,  # noqa: FBT001
         learn_eta: bool = True,  # noqa: FBT001
         num_samples: int = 1,
+        coupling: Coupling = "independent",
     ) -> None:
-        super().__init__(temperature, eta, learn_temperature, learn_eta, num_samples)
+        super().__init__(temperature, eta, learn_temperature, learn_eta, num_samples, coupling)
         self.surrogate = Surrogate() if surrogate is None else surrogate
 
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:

@@ -20,6 +20,7 @@ from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.cost_gradient import depends_on
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.learned_changes import LearnedChanges
+from lightning_estimators.noise import Coupling
 from lightning_estimators.objectives import Objective
 from lightning_estimators.objectives.compilation import compile_choice
 from lightning_estimators.objectives.sampled_changes import SampledChanges
@@ -70,6 +71,7 @@ class StochasticBackprop(GradientEstimator):
             asks for False; and second derivatives, of which the scale of a normal has its own, miss kinks (`relu`,
             `abs`), where Pathwise does not.
         num_samples: S, samples per batch element; Echraibi et al. find one enough.
+        coupling: How these depend on one another; see `GradientEstimator`.
         compile: Whether objectives may fuse their loops with `torch.compile`, which takes some seconds once: None for
             large problems where a compiler is found, True always (with a warning where it fails), False never. Same
             numbers to float32's rounding.
@@ -104,10 +106,11 @@ class StochasticBackprop(GradientEstimator):
         order: int | None = None,
         f_gradient: bool | None = None,  # noqa: FBT001
         num_samples: int = 1,
+        coupling: Coupling = "independent",
         compile: bool | None = None,  # noqa: FBT001
         num_changes: int | None = None,
     ) -> None:
-        super().__init__(num_samples)
+        super().__init__(num_samples, coupling)
         if form not in ("jump", "series"):
             raise ValueError(f'form must be "jump" or "series", got {form!r}.')
         if (form == "series") != (order is not None):

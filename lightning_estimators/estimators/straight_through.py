@@ -23,6 +23,7 @@ class StraightThrough(StraightThroughEstimator):
 
     Args:
         num_samples: Samples per batch element.
+        coupling: How these depend on one another; see `GradientEstimator`.
 
     Raises:
         ValueError: f cannot be differentiated in z.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_estimators.noise import independent_samples
 from lightning_estimators.private_api import version
 
 __all__ = ["as_costs", "ask"]
@@ -23,7 +24,8 @@ def ask(f: Callable[[Tensor], Tensor], z: Tensor, event_dim: int) -> Tensor:
     """
     before = version(z)
     try:
-        answer = f(z)
+        with independent_samples():  # what f draws itself has nothing to do with the estimator's own samples
+            answer = f(z)
     except Exception as error:
         _explain(error, z, event_dim)
         raise

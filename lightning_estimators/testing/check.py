@@ -16,6 +16,7 @@ from lightning_estimators.testing.contract import (
     check_saturated,
     check_shapes,
 )
+from lightning_estimators.testing.coupling import check_coupling
 from lightning_estimators.testing.gradients import check_batch_of_one, check_bias, check_reach
 from lightning_estimators.testing.learning import check_surrogate_gradient, check_training, check_variance_gradient
 from lightning_estimators.testing.statistics import Report
@@ -37,6 +38,7 @@ CHECKS: tuple[Callable[[Factory, Report], None], ...] = (
     check_variance_gradient,
     check_training,
     check_batch_of_one,
+    check_coupling,
     check_bias,
 )
 """All checks, cheapest first; each can be called alone as `check(factory, Report())`."""

@@ -83,9 +83,9 @@ def check_surrogate_gradient(factory: Factory, report: Report) -> None:
 def check_variance_gradient(factory: Factory, report: Report) -> None:
     """The gradient of own parameters against central differences of the measured variance under common noise.
 
-    Only for estimators that declare `learns_variance`. With one sample the two agree noise by noise, in a random
-    direction of every own parameter; with more they agree in the mean, since the surrogate loss is a share of single
-    variances, and one direction across all own parameters is tried under many noises.
+    Only for estimators that declare `learns_variance`. With one sample, or coupled ones, the two agree noise by noise,
+    in a random direction of every own parameter; with independent ones they agree in the mean, since the surrogate loss
+    is a share of single variances, and one direction across all own parameters is tried under many noises.
     """
     check, batch = "variance gradient", 500
     if not factory().learns_variance:
@@ -98,14 +98,14 @@ def check_variance_gradient(factory: Factory, report: Report) -> None:
             continue
         for p in own.values():  # away from special values such as η = 1
             p.data.add_(0.1)
-        single = subject.estimator.num_samples == 1
-        groups = [[name] for name in own] if single else [list(own)]
+        noise_by_noise = subject.estimator.num_samples == 1 or subject.estimator.coupling != "independent"
+        groups = [[name] for name in own] if noise_by_noise else [list(own)]
         for group in groups:
             what = "the derivative of the variance in its own " + ", ".join(group)
             direction = {name: torch.randn_like(own[name]) for name in group}
             moments = Moments({what: torch.zeros((), dtype=torch.float64)})
             scale = torch.zeros(())
-            for seed in range(1 if single else 100):
+            for seed in range(1 if noise_by_noise else 100):
                 attached, difference = _derivatives(subject, problem, direction, batch, seed)
                 scale = difference.abs() if seed == 0 else scale  # so that one slack serves all
                 require(bool(difference != 0), check, str(problem), f"{what} is zero")

@@ -7,40 +7,44 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
-from lightning_estimators.distributions import sample
+from lightning_estimators.distributions import distribution_parameters, sample
 from lightning_estimators.noise import CommonNoise
+from lightning_estimators.objectives import CallableObjective, Objective
+
+if TYPE_CHECKING:
+    from lightning_estimators.estimators.base import GradientEstimator
 
 __all__ = ["refuse_coupled_costs"]
 
 _FAR_LEFT = 10**6  # more batch axes than any estimator adds: nothing shares noise along this one
 
 
-def refuse_coupled_costs(
-    name: str, q: Distribution, f: Callable[[Tensor], Tensor], device: torch.device, *, elsewhere: bool
-) -> None:
+def refuse_coupled_costs(estimator: GradientEstimator, q: Distribution, f: Objective) -> None:
     """Raise if the cost of one batch element changes with the latents of another.
 
     Draws latents, draws those of every second element anew, and looks at the costs of the others. Nothing can be told
-    of an f that is random by itself. Generators are left as they were, and running statistics of BatchNorm are not
-    touched.
+    of an f that is random by itself; an objective that knows its structure is trusted. Generators are left as they
+    were, and running statistics of BatchNorm are not touched.
 
     Args:
-        name: Of the estimator, for the message.
+        estimator: Who asks.
         q: With the samples as first batch axis.
         f: The cost.
-        device: Where q is.
-        elsewhere: Whether the estimator evaluates f at points that do not occur, for a warning about BatchNorm.
 
     Raises:
         ValueError: It does, and not through BatchNorm alone.
     """
+    if not isinstance(f, CallableObjective) or isinstance(f.f, Objective) or q.batch_shape.numel() < 2:
+        return
+    name = type(estimator).__name__
+    device = next(iter(distribution_parameters(q).values())).device
     with torch.no_grad(), CommonNoise(device).replay(new_axis=_FAR_LEFT), _own_generators(device):
         watch = _BatchNormWatch()
         try:
@@ -48,7 +52,7 @@ def refuse_coupled_costs(
                 coupled = _is_coupled(q, f)
         except Exception:  # what is wrong with f will be told when it is evaluated in earnest
             return
-    if watch.seen and elsewhere:
+    if watch.seen and (estimator.gradient_of_f == "relaxed" or estimator.evaluations(q)[0] > estimator.num_samples):
         warnings.warn(
             f"f contains BatchNorm in training mode, and {name} evaluates f at points that do not occur: its running "
             "statistics, which evaluation uses, will be those of all these points. Put the layer in evaluation mode, "
