@@ -203,7 +203,7 @@ BROKEN = {
     "moving average of the current cost": (lambda: REINFORCE(CurrentCostBaseline(decay=0.9)), "batch of one"),
     "batch mean": (lambda: REINFORCE(BatchMean()), "batch of one"),
     "wrong sign": (WrongSign, "batch of one"),
-    "slightly biased": (SlightlyBiased, "bias"),
+    "slightly biased": (SlightlyBiased, "(bias|coupling)"),
     "wrong cost": (WrongCost, "evaluations"),
     "wrong cost of the gradient": (WrongGradientCost, "evaluations"),
     "accepts everything": (AcceptsEverything, "refusals"),
