@@ -29,6 +29,7 @@ from benchmarks.divergence import Divergence
 from benchmarks.experiment import Experiment, Run
 from benchmarks.gamma import Gamma
 from benchmarks.plan import Plan, Rows, duration, repeat
+from benchmarks.policies import Policies
 from benchmarks.record import Record
 from benchmarks.record_report import write_page
 from benchmarks.regression import Regression
@@ -38,7 +39,8 @@ from benchmarks.toy import Toy
 RECORD = Record()
 
 EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment for experiment in (Toy(), Gamma(), Regression(), Divergence(), Discrete(), RECORD)
+    experiment.name: experiment
+    for experiment in (Toy(), Gamma(), Regression(), Divergence(), Discrete(), RECORD, Policies())
 }
 """By the name of the command."""
 

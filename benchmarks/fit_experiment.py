@@ -24,7 +24,7 @@ import lightning_estimators
 from benchmarks.experiment import Curve, Experiment, Outcome, Value
 from lightning_estimators.cli import EstimatorCLI
 
-__all__ = ["CurveLogger", "FitExperiment", "KeepCurves", "Settings", "logged_curves"]
+__all__ = ["CurveLogger", "FitExperiment", "KeepCurves", "Settings", "logged_curves", "quiet", "thinned"]
 
 CONFIGS = Path(lightning_estimators.__file__).parent / "configs"
 
@@ -75,7 +75,7 @@ class FitExperiment(Experiment):
                 begun.append(self)  # a fit that fails does not return from the constructor
 
         metrics, failed, evaluating = {}, None, 0.0
-        with _quiet(), _interruptible():
+        with quiet(), _interruptible():
             try:
                 Command(["fit", *files, *resume])
                 begin = time.monotonic()
@@ -199,7 +199,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Lightning's remarks on each run: a plan has many runs."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

@@ -55,6 +55,7 @@ TITLES = {
     "toy": "One Bernoulli variable",
     "gamma": "Gamma variables",
     "regression": "Bayesian logistic regression",
+    "policies": "Policies",
 }
 
 
