@@ -104,7 +104,7 @@ def train_plain_a2c(
         observations = torch.empty(num_steps, count, size)
         rewards, ended = torch.empty(num_steps, count), torch.empty(num_steps, count)
         following, seen, taken, returns = torch.zeros(num_steps, count), [], [], []
-        cut: list[tuple[int, int, Any]] = []
+        cut: list[tuple[int, Any, Any]] = []
         for t in range(num_steps):
             seen.append(raw)
             observations[t] = torch.from_numpy(scale(raw))
@@ -128,8 +128,8 @@ def train_plain_a2c(
             following[:-1] = values[1:]
             following[-1] = critic(torch.from_numpy(scale(raw))).squeeze(-1)
             following *= 1 - ended
-            for t, row, last in cut:
-                following[t, row] = critic(torch.from_numpy(scale(last))).squeeze()
+            for when, where, last in cut:
+                following[when, where] = critic(torch.from_numpy(scale(last))).squeeze()
             errors = rewards + GAMMA * following - values
             advantages, after = torch.empty_like(errors), torch.zeros(count)
             for t in reversed(range(num_steps)):

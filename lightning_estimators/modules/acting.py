@@ -13,7 +13,6 @@ from torch.distributions import Distribution
 from torch.utils.data import DataLoader
 
 from lightning_estimators.counter_noise import counter_noise
-from lightning_estimators.distributions import sample
 from lightning_estimators.modules.base import EstimatorModule
 from lightning_estimators.modules.episode_returns import EpisodeReturns
 from lightning_estimators.policies import ActionDistribution
@@ -78,7 +77,9 @@ class ActingModule(EstimatorModule, ABC):
             observations: Shape `(B, observation_size)`.
             action_mask: Which alternatives are allowed, see `Rollout.action_mask`, shape `(B, sum of sizes)`; or None.
         """
-        return self._distribution(observations, action_mask)[0]
+        outputs = self.policy(self._as_policy_input(observations))
+        q: Distribution = self.actions(outputs, None if action_mask is None else action_mask.to(outputs.device))
+        return q
 
     @torch.no_grad()
     def act(
@@ -98,9 +99,10 @@ class ActingModule(EstimatorModule, ABC):
             log-densities, shape `(num_envs,)`, in the precision of the policy.
         """
         with self._precision():
-            q, dtype = self._distribution(observations, action_mask)
-            drawn = self.actions.greedy(q) if greedy else sample(q)
-            return self.actions.to_environment(drawn), q.log_prob(drawn).to(dtype)
+            outputs = self.policy(self._as_policy_input(observations))
+            mask = None if action_mask is None else action_mask.to(outputs.device)
+            actions, log_prob = self.actions.act(outputs, mask, greedy=greedy)
+            return actions, log_prob.to(outputs.dtype)
 
     @contextmanager
     def acting(self, number: int, *, evaluation: bool = False) -> Iterator[None]:
@@ -134,10 +136,6 @@ class ActingModule(EstimatorModule, ABC):
     def predict_step(self, batch: Episodes, batch_idx: int) -> Episodes:
         """Return the episodes that were played."""
         return batch
-
-    def _distribution(self, observations: Tensor, mask: Tensor | None) -> tuple[Distribution, torch.dtype]:
-        outputs = self.policy(self._as_policy_input(observations))
-        return self.actions(outputs, None if mask is None else mask.to(outputs.device)), outputs.dtype
 
     def _as_policy_input(self, observations: Tensor) -> Tensor:
         weight = next(self.parameters())

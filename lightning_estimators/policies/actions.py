@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_estimators.configurable import Configurable
+from lightning_estimators.distributions import sample
 
 __all__ = ["ActionDistribution", "in_full_precision", "masked_logits"]
 
@@ -27,6 +28,7 @@ class ActionDistribution(Configurable, nn.Module, ABC):
     3. Implement `exploration`, and `greedy` if the distribution has no `mode`.
     4. Override `to_environment` and `from_environment` if environments take actions in another form (`ActionKind`) than
        the distribution draws them.
+    5. Override `act` where that is faster: building a distribution takes longer than a step of a small environment.
     """
 
     num_outputs: int
@@ -46,6 +48,18 @@ class ActionDistribution(Configurable, nn.Module, ABC):
     @abstractmethod
     def exploration(self, q: Distribution, mask: Tensor | None = None) -> Tensor:
         """Return how random the policy still is, as a share of the most that it can be; a number without gradient."""
+
+    def act(self, outputs: Tensor, mask: Tensor | None = None, *, greedy: bool = False) -> tuple[Tensor, Tensor]:
+        """Return actions as environments take them, and their log-probabilities, drawn from what `forward` returns.
+
+        Args:
+            outputs: As in `forward`.
+            mask: As in `forward`.
+            greedy: Whether to take the most probable action (the mean, for real-valued ones) and draw nothing.
+        """
+        q = self(outputs, mask)
+        drawn = self.greedy(q) if greedy else sample(q)
+        return self.to_environment(drawn), q.log_prob(drawn)
 
     def greedy(self, q: Distribution) -> Tensor:
         """Return the most probable action, shape `batch_shape + event_shape`."""

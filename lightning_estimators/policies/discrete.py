@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torch.nn.functional import one_hot, pad
 
+from lightning_estimators.noise import uniform
 from lightning_estimators.policies.actions import ActionDistribution, in_full_precision, masked_logits
 from lightning_estimators.private_api import unvalidated_one_hot_categorical
 
@@ -52,11 +53,21 @@ class DiscreteActions(ActionDistribution):
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
         """Return one-hot variables of event_shape (D, K)."""
-        logits = masked_logits(in_full_precision(outputs), mask)
-        if mask is not None and not bool(self._by_choice(mask, fill=False).any(-1).all()):
-            raise ValueError("an action mask forbids every alternative of a choice: at least one must be allowed.")
-        by_choice = masked_logits(self._by_choice(logits, fill=0.0), self.exists.expand(*logits.shape[:-1], -1, -1))
-        return Independent(unvalidated_one_hot_categorical(by_choice), 1, validate_args=False)
+        return Independent(unvalidated_one_hot_categorical(self._logits(outputs, mask)), 1, validate_args=False)
+
+    def act(self, outputs: Tensor, mask: Tensor | None = None, *, greedy: bool = False) -> tuple[Tensor, Tensor]:
+        """Return actions as environments take them, and their log-probabilities."""
+        log_probs = self._logits(outputs, mask).log_softmax(-1)
+        if greedy:
+            index = log_probs.argmax(-1, keepdim=True)
+        else:
+            # As `distributions.sample` draws: what has probability 0 is never drawn, whatever rounding does to sums.
+            sums = log_probs.exp().cumsum(-1)
+            u = uniform(sums.shape[:-2], (len(self.sizes), 1), dtype=sums.dtype, device=sums.device)
+            index = (u * sums[..., -1:] >= sums).sum(-1, keepdim=True)
+        log_prob = log_probs.gather(-1, index).squeeze(-1).sum(-1)
+        index = index.squeeze(-1)
+        return index.squeeze(-1) if self.is_scalar else index, log_prob
 
     def exploration(self, q: Distribution, mask: Tensor | None = None) -> Tensor:
         """Return the mean entropy over its maximum, that of choosing among the allowed alternatives by chance."""
@@ -77,6 +88,16 @@ class DiscreteActions(ActionDistribution):
     def extra_repr(self) -> str:
         """Show the settings."""
         return f"sizes={list(self.sizes)}, is_scalar={self.is_scalar}"
+
+    def _logits(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the logits of each choice, shape (..., D, K), those of impossible alternatives very low."""
+        logits = masked_logits(in_full_precision(outputs), mask)
+        if mask is not None and not bool(self._by_choice(mask, fill=False).any(-1).all()):
+            raise ValueError("an action mask forbids every alternative of a choice: at least one must be allowed.")
+        by_choice = self._by_choice(logits, fill=0.0)
+        if len(set(self.sizes)) == 1:
+            return by_choice
+        return masked_logits(by_choice, self.exists.expand(*logits.shape[:-1], -1, -1))
 
     def _by_choice(self, flat: Tensor, fill: float) -> Tensor:
         """Return alternatives that follow one another, shape (..., sum of sizes), as (..., D, K)."""

@@ -52,6 +52,16 @@ class GaussianActions(ActionDistribution):
         scale = self.log_scale.to(loc.dtype).exp().expand_as(loc)
         return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
+    def act(self, outputs: Tensor, mask: Tensor | None = None, *, greedy: bool = False) -> tuple[Tensor, Tensor]:
+        """Return actions as environments take them, and their log-densities."""
+        if mask is not None:
+            return super().act(outputs, mask, greedy=greedy)  # which refuses it
+        loc = in_full_precision(outputs)
+        log_scale = self.log_scale.to(loc.dtype)
+        noise = torch.zeros_like(loc) if greedy else torch.randn_like(loc)
+        log_density = -0.5 * noise.square() - log_scale - 0.5 * math.log(2 * math.pi)
+        return torch.addcmul(loc, noise, log_scale.exp()), log_density.sum(-1)
+
     def exploration(self, q: Distribution, mask: Tensor | None = None) -> Tensor:
         """Return the geometric mean of the scales over the one that they started at."""
         return self.log_scale.detach().mean().exp() / self.initial_scale
