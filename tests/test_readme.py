@@ -51,6 +51,7 @@ def test_every_estimator_and_baseline_is_in_the_table():
         "Estimate",
         "GradientEstimator",
         "RunningBaseline",
+        "StraightThroughEstimator",
         "check_differentiable",
         "value_and_gradient",
     }
