@@ -7,6 +7,7 @@ from lightning_estimators.estimators.concrete import Concrete
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.cost_gradient import check_differentiable, value_and_gradient
 from lightning_estimators.estimators.disarm import DisARM
+from lightning_estimators.estimators.double_cv import DoubleCV
 from lightning_estimators.estimators.enumeration import Enumeration
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.generalized_reparameterization import GeneralizedReparameterization
@@ -19,6 +20,7 @@ from lightning_estimators.estimators.reinforce import REINFORCE
 from lightning_estimators.estimators.reinmax import ReinMax
 from lightning_estimators.estimators.relax import RELAX
 from lightning_estimators.estimators.relaxed_rebar import RelaxedREBAR
+from lightning_estimators.estimators.rodeo import RODEO
 from lightning_estimators.estimators.stochastic_backprop import StochasticBackprop
 from lightning_estimators.estimators.straight_through import StraightThrough
 from lightning_estimators.estimators.straight_through_estimator import StraightThroughEstimator
@@ -31,10 +33,12 @@ __all__ = [
     "REBAR",
     "REINFORCE",
     "RELAX",
+    "RODEO",
     "UGC",
     "Concrete",
     "ControlVariate",
     "DisARM",
+    "DoubleCV",
     "Enumeration",
     "Estimate",
     "GeneralizedReparameterization",

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
-from lightning_estimators.distributions import base_distribution, probabilities, sample
+from lightning_estimators.distributions import probabilities, sample
 from lightning_estimators.estimators.cost_gradient import value_and_gradient
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.reinforce import REINFORCE
-from lightning_estimators.estimators.relaxation import gradients_of_parameters
+from lightning_estimators.estimators.relaxation import gradients_of_parameters, times_covariance
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives import Objective
 
@@ -79,11 +79,4 @@ class MuProp(REINFORCE):
         linear = (slope * centred).reshape(*value.shape, q.event_shape.numel()).sum(-1)
         signal, loss = self.baseline((value - at_mean).detach() - linear, context)
         score_part = signal.reshape(signal.shape + (1,) * len(q.event_shape)) * centred
-        return Estimate(value, gradients_of_parameters(q, leaves, score_part + _exact(q, mean, slope)), loss)
-
-
-def _exact(q: Distribution, mean: Tensor, slope: Tensor) -> Tensor:
-    """Return the gradient, in the logits, of the expectation of a linear cost."""
-    if isinstance(base_distribution(q), Bernoulli):
-        return mean * (1 - mean) * slope
-    return mean * (slope - (mean * slope).sum(-1, keepdim=True))
+        return Estimate(value, gradients_of_parameters(q, leaves, score_part + times_covariance(q, slope)), loss)

@@ -15,7 +15,15 @@ from torch.nn.functional import softplus
 from lightning_estimators.distributions import base_distribution, exact_logits, probabilities
 from lightning_estimators.noise import uniform
 
-__all__ = ["Relaxation", "check_temperature", "gradients_of_parameters", "relaxation_of", "score", "undecided"]
+__all__ = [
+    "Relaxation",
+    "check_temperature",
+    "gradients_of_parameters",
+    "relaxation_of",
+    "score",
+    "times_covariance",
+    "undecided",
+]
 
 LIMIT = 2.0**30
 """The largest logit of a relaxation, in place of infinity: relaxed samples are 0 or 1 there, to the last digit."""
@@ -146,6 +154,19 @@ def check_temperature(estimator: nn.Module, temperature: float) -> None:
 def score(q: Distribution, b: Tensor) -> Tensor:
     """Return the gradient of log q(b) with respect to the (unnormalised) logits: b - p."""
     return b - probabilities(q).detach()
+
+
+def times_covariance(q: Distribution, slope: Tensor) -> Tensor:
+    """Return the covariance of the variables times slopes: the gradient in the logits if f had these slopes all over.
+
+    Args:
+        q: Bernoulli or one-hot categorical variables.
+        slope: Shape `q.batch_shape + q.event_shape`.
+    """
+    p = probabilities(q).detach()
+    if isinstance(base_distribution(q), Bernoulli):
+        return p * (1 - p) * slope
+    return p * (slope - (p * slope).sum(-1, keepdim=True))
 
 
 def undecided(q: Distribution) -> Tensor:

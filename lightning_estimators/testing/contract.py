@@ -120,6 +120,7 @@ def check_refusals(factory: Factory, report: Report) -> None:
 def check_evaluations(factory: Factory, report: Report) -> None:
     """`evaluations(q)` is what a plain callable is asked: points evaluated, and points at which its gradient is taken.
 
+    What the gradient in the logits takes is counted, not that in parameters of f, which every estimator takes once.
     For discrete families, where there are any: rules for continuous ones cost what the family and f make of them.
     """
     check = "evaluations"
@@ -132,7 +133,7 @@ def check_evaluations(factory: Factory, report: Report) -> None:
         subject.estimator.requires_grad_(requires_grad=False)  # training own parameters differentiates more than once
         subject.estimator.allow_coupled_costs = True  # looking for them evaluates f more often, once
         counted = _Counted(weighted_squares(q), q.event_shape.numel())
-        torch.autograd.backward(subject(q, counted).sum())
+        torch.autograd.grad(subject(q, counted).sum(), logits)
         asked = (counted.values / len(logits), counted.gradients / len(logits))
         declared = subject.estimator.evaluations(q)
         message = f"evaluations(q) says {declared} of f and of its gradient per batch element, counted {asked}"

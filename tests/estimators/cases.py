@@ -10,9 +10,11 @@ from lightning_estimators.estimators import (
     REBAR,
     REINFORCE,
     RELAX,
+    RODEO,
     UGC,
     Concrete,
     DisARM,
+    DoubleCV,
     Enumeration,
     GeneralizedReparameterization,
     GumbelRao,
@@ -32,6 +34,10 @@ def small_surrogate():
 
 def small_baseline(normalize=False):
     return LearnedBaseline(nn.Sequential(nn.LazyLinear(3), nn.Tanh(), nn.Linear(3, 1)), normalize=normalize)
+
+
+def small_stein():
+    return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
 
 
 CASES = {
@@ -68,6 +74,10 @@ CASES = {
     "ReinMax/3": lambda: ReinMax(temperature=1.3, num_samples=3),
     "GumbelRao": GumbelRao,
     "GumbelRao/learned/3": lambda: GumbelRao(0.7, num_relaxations=2, learn_temperature=True, num_samples=3),
+    "DoubleCV": lambda: DoubleCV(alpha=-0.3),
+    "DoubleCV/fixed/3": lambda: DoubleCV(alpha=-0.5, learn_alpha=False, num_samples=3),
+    "RODEO": lambda: RODEO(small_stein(), alpha=0.3, beta=-0.2),
+    "RODEO/3": lambda: RODEO(small_stein(), alpha=0.3, beta=-0.2, num_samples=3),
     "REBAR": REBAR,
     "REBAR/3": lambda: REBAR(num_samples=3),
     "REBAR/fixed": lambda: REBAR(temperature=0.3, eta=0.7, learn_temperature=False, learn_eta=False),
