@@ -77,7 +77,6 @@ CASES = {
     "DoubleCV": lambda: DoubleCV(alpha=-0.3),
     "DoubleCV/fixed/3": lambda: DoubleCV(alpha=-0.5, learn_alpha=False, num_samples=3),
     "RODEO": lambda: RODEO(small_stein(), alpha=0.3, beta=-0.2),
-    "RODEO/3": lambda: RODEO(small_stein(), alpha=0.3, beta=-0.2, num_samples=3),
     "REBAR": REBAR,
     "REBAR/3": lambda: REBAR(num_samples=3),
     "REBAR/fixed": lambda: REBAR(temperature=0.3, eta=0.7, learn_temperature=False, learn_eta=False),
