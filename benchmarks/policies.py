@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import torch
 
-from benchmarks.comparison import Claim, Difference, Finding, Seeds, grouped, seeds, table
+from benchmarks.comparison import Claim, Difference, Finding, Seeds, State, grouped, seeds, table
 from benchmarks.experiment import Axis, Experiment, Outcome, Row, Value
 from benchmarks.fit_experiment import quiet, thinned
 from benchmarks.plain_a2c import EpisodeLog, train_plain_a2c
@@ -35,6 +35,8 @@ RATES: dict[str, tuple[float, float]] = {
 
 NUM_ENVS, NUM_STEPS = 8, 16
 CONTINUOUS = ("InvertedPendulum-v5",)
+NO_SURROGATE = 0.0003
+"""The value of `surrogate_lr` under which methods without a surrogate are run, once."""
 
 
 def _estimator(method: str) -> GradientEstimator:
@@ -86,13 +88,15 @@ def _as_fast(rows: Sequence[Row]) -> Iterator[Finding]:
 def _speeds_up(rows: Sequence[Row]) -> Iterator[Finding]:
     for env, group in _by_environment(rows):
         name = "LAX" if env in CONTINUOUS else "RELAX"
-        control, actor = (_mean(group, method, "steps_to_solve") for method in (name, "A2C"))
-        if control is None or actor is None:
-            continue
-        difference = Difference(control, actor)
-        state = ("tie", "does not hold", "holds")[difference.sign]
-        text = f"{control.mean:.0f} steps to solve, {actor.mean:.0f} by A2C, difference {difference}"
-        yield Finding(env, f"{name} and A2C", state, text)  # type: ignore[arg-type]  # one of the three
+        actor = _mean(group, "A2C", "steps_to_solve")
+        for (rate,), part in grouped(group, "surrogate_lr").items():
+            control = _mean(part, name, "steps_to_solve")
+            if control is None or actor is None:
+                continue
+            difference = Difference(control, actor)
+            states: tuple[State, State, State] = ("tie", "does not hold", "holds")
+            text = f"{control.mean:.0f} steps to solve, {actor.mean:.0f} by A2C, difference {difference}"
+            yield Finding(f"{env}, surrogate at {rate}", f"{name} and A2C", states[difference.sign], text)
 
 
 def _stated(figure: Seeds | None) -> str:
@@ -119,6 +123,7 @@ class Policies(Experiment):
     axes: ClassVar[dict[str, Axis]] = {
         "env": Axis(("CartPole-v1",), ("CartPole-v1",), "environment", tuple(TARGETS)),
         "steps": Axis((60_000,), (2_000,), "environment steps"),
+        "surrogate_lr": Axis((0.0003, 0.03), (0.0003,), "learning rate of the surrogate, where there is one"),
         "seed": Axis((0, 1, 2, 3, 4), (0,), "seed of networks, noise and environments"),
         "method": Axis(
             ("plain A2C", "A2C", "RELAX", "LAX"),
@@ -129,7 +134,9 @@ class Policies(Experiment):
     }
 
     def is_possible(self, settings: Mapping[str, Value]) -> bool:
-        """Leave out relaxations of real-valued actions, and paths through discrete ones."""
+        """Leave out relaxations of real-valued actions, paths through discrete ones, and rates of no surrogate."""
+        if settings["method"] not in ("RELAX", "LAX") and settings["surrogate_lr"] != NO_SURROGATE:
+            return False
         return settings["method"] != ("RELAX" if settings["env"] in CONTINUOUS else "LAX")
 
     def run(self, settings: Mapping[str, Value], folder: Path, data_root: str) -> Outcome:
@@ -138,7 +145,7 @@ class Policies(Experiment):
         batches = int(settings["steps"]) // (NUM_ENVS * NUM_STEPS)
         log = EpisodeLog(TARGETS[env])
         data = Gymnasium(env, num_envs=NUM_ENVS, num_steps=NUM_STEPS, steps_per_epoch=batches, seed=seed)
-        lr, critic_lr = RATES[env]
+        (lr, critic_lr), surrogate_lr = RATES[env], float(settings["surrogate_lr"])
         pl.seed_everything(seed)
         if method == "plain A2C":
             environments = data.maker.vector(NUM_ENVS)
@@ -152,7 +159,7 @@ class Policies(Experiment):
                 data.action_sizes,
                 optimizer=lambda parameters: torch.optim.Adam(parameters, lr=lr),
                 critic_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=critic_lr),
-                surrogate_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=critic_lr),
+                surrogate_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=surrogate_lr),
             )
             with quiet():
                 trainer = pl.Trainer(
@@ -186,7 +193,7 @@ class Policies(Experiment):
         return {
             "batch": f"{NUM_STEPS} steps in each of {NUM_ENVS} environments",
             "networks": "policy and critic 64-64, surrogate 64 hidden units, all tanh",
-            "optimizer": f"Adam, lr {lr} (policy) and {critic_lr} (critic and surrogate)",
+            "optimizer": f"Adam, lr {lr} (policy) and {critic_lr} (critic)",
             "advantages": "GAE, gamma .99, lambda .95, not normalized",
             "gradients": "norm at most .5 for each network",
             "entropy": 0.01,
@@ -202,7 +209,7 @@ class Policies(Experiment):
         for (env, steps), group in grouped(rows, "env", "steps").items():
             lines += [f"\n### {env}, {steps} environment steps\n"]
             body = []
-            for (method,), part in grouped(group, "method").items():
+            for (method, rate), part in grouped(group, "method", "surrogate_lr").items():
                 solved = sum(row["metrics"]["solved"] for row in part)
                 names = ("steps_to_solve", "episodes_to_solve", "final_return", "mean_return", "steps_per_cpu_second")
                 body.append(
