@@ -200,7 +200,7 @@ class Policies(Experiment):
             "observations": "scaled by running mean and deviation",
             "solved": f"mean return of the last 100 training episodes at least {TARGETS[str(settings['env'])]:g}; "
             "a run that was not solved counts with all of its steps",
-            "seconds": "CPU time of the process; evaluation and start left out",
+            "seconds": "CPU time of training, the start of the Trainer included; there is no evaluation",
         }
 
     def report(self, rows: Sequence[Row]) -> list[str]:
@@ -212,9 +212,8 @@ class Policies(Experiment):
             for (method, rate), part in grouped(group, "method", "surrogate_lr").items():
                 solved = sum(row["metrics"]["solved"] for row in part)
                 names = ("steps_to_solve", "episodes_to_solve", "final_return", "mean_return", "steps_per_cpu_second")
-                body.append(
-                    [str(method), f"{solved:.0f} of {len(part)}", *(_stated(seeds(part, name)) for name in names)]
-                )
+                label = f"{method}, surrogate at {rate}" if method in ("RELAX", "LAX") else str(method)
+                body.append([label, f"{solved:.0f} of {len(part)}", *(_stated(seeds(part, name)) for name in names)])
             head = [
                 *("", "solved", "steps to solve", "episodes to solve", "return at the end"),
                 *("mean return over training", "steps per CPU second"),
