@@ -25,6 +25,7 @@ from lightning_estimators.estimators.stochastic_backprop import StochasticBackpr
 from lightning_estimators.estimators.straight_through import StraightThrough
 from lightning_estimators.estimators.straight_through_estimator import StraightThroughEstimator
 from lightning_estimators.estimators.ugc import UGC
+from lightning_estimators.estimators.unordered_set import UnorderedSet
 
 __all__ = [
     "ARMS",
@@ -51,6 +52,7 @@ __all__ = [
     "StochasticBackprop",
     "StraightThrough",
     "StraightThroughEstimator",
+    "UnorderedSet",
     "check_differentiable",
     "value_and_gradient",
 ]

@@ -24,6 +24,7 @@ from lightning_estimators.estimators import (
     RelaxedREBAR,
     StochasticBackprop,
     StraightThrough,
+    UnorderedSet,
 )
 from lightning_estimators.networks import Surrogate
 
@@ -57,6 +58,8 @@ CASES = {
     "ARMS/3": lambda: ARMS(num_samples=3),
     "UGC": UGC,
     "UGC/bitflip/3": lambda: UGC(threshold=0.5, num_samples=3),
+    "UnorderedSet": UnorderedSet,
+    "UnorderedSet/2": lambda: UnorderedSet(num_samples=2),
     "CARMS": CARMS,
     "CARMS/2": lambda: CARMS(num_samples=2),
     "MuProp": MuProp,

@@ -30,7 +30,16 @@ NESTED = [
 ]
 """One case of every way to be unbiased: each is nested in each."""
 
-NESTED_IN_SOME = ["DisARM", "ARMS", "UGC", "MuProp", "MuProp/leave_one_out/3", "DoubleCV", "RODEO"]
+NESTED_IN_SOME = [
+    "DisARM",
+    "ARMS",
+    "UGC",
+    "UnorderedSet/2",
+    "MuProp",
+    "MuProp/leave_one_out/3",
+    "DoubleCV",
+    "RODEO",
+]
 """Cases that treat what is nested as one of `NESTED` does: nested in themselves, in and around two that do not."""
 
 NESTED_CATEGORICALS = ["CARMS"]

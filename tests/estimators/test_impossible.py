@@ -22,6 +22,7 @@ from lightning_estimators.estimators import (
     MuProp,
     RelaxedREBAR,
     StochasticBackprop,
+    UnorderedSet,
 )
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.testing import BOUND
@@ -40,6 +41,7 @@ def surrogate():
 UNBIASED = {
     "REINFORCE": REINFORCE,
     "REINFORCE/3": lambda: REINFORCE(num_samples=3),
+    "UnorderedSet": UnorderedSet,
     "MuProp/2": lambda: MuProp(num_samples=2),
     "DoubleCV": lambda: DoubleCV(alpha=-0.5),
     "RODEO": lambda: RODEO(alpha=0.4, beta=0.4),
