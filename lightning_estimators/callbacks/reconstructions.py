@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from lightning_estimators.arguments import CheckedArguments
-from lightning_estimators.callbacks.isolation import isolated
+from lightning_estimators.isolation import isolated
 
 __all__ = ["Reconstructions"]
 

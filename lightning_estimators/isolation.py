@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["isolated"]
+__all__ = ["Undo", "isolated", "mute", "remember"]
 
 _LEFT_ALONE = (
     nn.Parameter,  # the caller takes gradients and steps no optimizer
@@ -66,15 +66,46 @@ def isolated(module: pl.LightningModule) -> Iterator[None]:
         >>> model.mean, model.training, model.calls
         (tensor([0.]), True, 0)
     """
-    restore = _remember(module, set())
-    vars(module)["log"] = _mute  # log_dict calls log
+    restore = remember(module)
+    mute(module)
     try:
         # Asking for CUDA's generators on a machine that only uses the CPU would start CUDA.
         with isolate_rng(include_cuda=module.device.type == "cuda"):
             yield
     finally:
+        restore()
+
+
+def remember(*values: Any) -> Undo:
+    """Return a function that puts values, and all that can be changed inside them, back to what they are now.
+
+    It can be called any number of times, which is cheaper than remembering anew. Parameters are left alone.
+
+    Args:
+        values: Modules, or anything else.
+
+    Example:
+        >>> import torch
+        >>> norm = nn.BatchNorm1d(1)
+        >>> restore = remember(norm)
+        >>> _ = norm(torch.tensor([[1.0], [3.0]]))
+        >>> restore()
+        >>> norm.running_mean
+        tensor([0.])
+    """
+    seen: set[int] = set()
+    undo = [_remember(value, seen) for value in values]
+
+    def restore() -> None:
         with torch.no_grad():
-            restore()
+            _all(undo)
+
+    return restore
+
+
+def mute(module: nn.Module) -> None:
+    """Let `module.log` and `module.log_dict` do nothing: draws that are not training steps belong in no curve."""
+    vars(module)["log"] = _mute  # log_dict calls log
 
 
 def _remember(value: Any, seen: set[int]) -> Undo:
@@ -197,4 +228,4 @@ def _nothing() -> None:
 
 
 def _mute(*_: Any, **__: Any) -> None:
-    """Stand in for `log`: draws that are not training steps belong in no curve."""
+    """Stand in for `log`."""

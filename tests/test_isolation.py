@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_estimators.callbacks.isolation import isolated
+from lightning_estimators.isolation import isolated
 
 
 class Model(pl.LightningModule):
