@@ -1,6 +1,7 @@
 """Gradients of expectations as plug-ins for PyTorch Lightning.
 
-Everything that a program usually needs can be imported from here: the estimators, baselines and modules. Rooms are
+Everything that a program usually needs can be imported from here: the estimators, baselines and modules, and
+`compare`. Rooms are
 imported when something in them is first asked for, so that `from lightning_estimators import RELAX` needs torch alone.
 
 Example:
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_estimators.baselines import *  # noqa: F403
+    from lightning_estimators.comparison import *  # noqa: F403
     from lightning_estimators.estimators import *  # noqa: F403
     from lightning_estimators.modules import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-_ROOMS = ("estimators", "baselines", "modules")  # searched in this order; the first two do not import Lightning
+_ROOMS = ("estimators", "baselines", "modules", "comparison")  # searched in this order; the first two do not import Lightning
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["GradientMoments", "GradientStatistics", "flatten"]
+__all__ = ["GradientMoments", "GradientStatistics", "MomentsWithErrors", "flatten"]
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,11 @@ class GradientMoments:
     def _squares(self, deviations: Tensor) -> Tensor:
         return deviations.square().sum(0 if self.per_entry else None)
 
-    def _add(self, name: str, count: int, mean: Tensor, squares: Tensor) -> None:
+    def _add(self, name: str, count: int, mean: Tensor, squares: Tensor) -> Tensor | None:
+        """Take in a mean and its squared deviations; return by how much its distance from the rest adds to these."""
         if name not in self._running:
             self._running[name] = (count, mean.clone(), squares.clone())
-            return
+            return None
         before, old_mean, old_squares = self._running[name]
         if mean.shape != old_mean.shape:
             raise ValueError(
@@ -157,6 +160,113 @@ class GradientMoments:
         shift = mean - old_mean
         between = self._squares(shift.unsqueeze(0)) * (before * count / total)
         self._running[name] = (total, old_mean + shift * (count / total), old_squares + squares + between)
+        return between
+
+
+class MomentsWithErrors(GradientMoments):
+    r"""Mean and total variance of independent estimates, and how far off these may be; one estimate at a time.
+
+    Let $\Sigma$ be the covariance of an estimate, a large matrix that is never formed.
+
+    - Total variance $V = \operatorname{tr} \Sigma$: the k-th estimate adds $\frac{k-1}{k} |g_k - \bar g_{k-1}|^2$ to
+      the squared deviations, whose mean is V for every k. V is their average, and their spread gives its error.
+    - $\operatorname{tr} \Sigma^2$, which says how far off $|\bar g|^2$ is: differences $d = (g_k - g_{k+1}) / \sqrt 2$
+      of disjoint pairs are independent and of covariance $\Sigma$, so the mean of $(d_i \cdot d_j)^2$ is that trace.
+    - $b^T \Sigma b$ for any direction b, from the last differences.
+
+    Memory: two gradients, and up to eight differences between them (fewer of more than 250,000 entries).
+
+    Args:
+        joint: Names for several gradients taken as one vector, such as `{"total": ["encoder", "decoder"]}`.
+
+    Source: Welford (1962), *Note on a method for calculating corrected sums of squares and products*,
+    https://doi.org/10.1080/00401706.1962.10490022, for the increments.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> moments = MomentsWithErrors()
+        >>> for _ in range(1000):
+        ...     moments.add({"g": torch.randn(10)})
+        >>> round(moments.total_variance("g"), 1), round(moments.variance_error("g"), 2)  # 10, sqrt(2 * 10 / 1000)
+        (10.1, 0.14)
+        >>> round(moments.squared_trace("g"))
+        10
+    """
+
+    def __init__(self, joint: Mapping[str, Sequence[str]] | None = None) -> None:
+        super().__init__(per_entry=False)
+        self._joint = {name: list(parts) for name, parts in (joint or {}).items()}
+        self._increments: dict[str, tuple[int, float, float]] = {}  # count, mean, sum of squared deviations
+        self._products: dict[str, tuple[int, float]] = {}  # count, sum of squares
+        self._first: dict[str, Tensor] | None = None
+        self._differences: deque[dict[str, Tensor]] = deque(maxlen=8)
+
+    def parts(self, name: str) -> list[str]:
+        """Return the names of the gradients that a name stands for: itself, or those it joins."""
+        return self._joint.get(name, [name])
+
+    def add(self, estimate: Mapping[str, Tensor]) -> None:
+        """Take in one estimate of each gradient, and forget whether it has a graph."""
+        estimate = {name: g.detach().to(torch.promote_types(g.dtype, torch.float32)) for name, g in estimate.items()}
+        added = {name: self._add(name, 1, g, g.new_zeros(())) for name, g in estimate.items()}
+        for name, increment in self._numbers({n: g for n, g in added.items() if g is not None}).items():
+            count, mean, squares = self._increments.get(name, (0, 0.0, 0.0))
+            shift = increment - mean
+            mean += shift / (count + 1)
+            self._increments[name] = (count + 1, mean, squares + shift * (increment - mean))
+        if self._first is None:
+            self._first = estimate
+            return
+        first, self._first = self._first, None
+        difference = {name: (g - first[name]) * math.sqrt(0.5) for name, g in estimate.items() if name in first}
+        for other in self._differences:
+            dots = {
+                name: torch.dot(d.flatten(), other[name].flatten()) for name, d in difference.items() if name in other
+            }
+            for name, dot in self._numbers(dots).items():
+                count, total = self._products.get(name, (0, 0.0))
+                self._products[name] = (count + 1, total + dot**2)
+        self._differences.append(difference)
+        entries = sum(d.numel() for d in difference.values())
+        while len(self._differences) > max(2, 2**21 // entries):
+            self._differences.popleft()
+
+    def total_variance(self, name: str) -> float:
+        """Return the sum of the variances of the entries; not a number for fewer than two estimates."""
+        return self._increments[name][1] if name in self._increments else math.nan
+
+    def variance_error(self, name: str) -> float:
+        """Return the standard error of `total_variance`; not a number for fewer than three estimates."""
+        count, _, squares = self._increments.get(name, (0, 0.0, 0.0))
+        return math.sqrt(squares / (count - 1) / count) if count > 1 else math.nan
+
+    def squared_trace(self, name: str) -> float:
+        r"""Return $\operatorname{tr} \Sigma^2$, at most $V^2$: that itself for fewer than four estimates."""
+        largest = self.total_variance(name) ** 2
+        count, total = self._products.get(name, (0, 0.0))
+        return min(total / count, largest) if count else largest
+
+    def variance_along(self, name: str, direction: Mapping[str, Tensor]) -> float:
+        r"""Return $b^T \Sigma b$, or $|b|^2 V$, which is no less, for fewer than eight estimates.
+
+        Args:
+            name: Of a gradient, or of several as one vector.
+            direction: b, a tensor for each gradient that the name stands for.
+        """
+        parts = self.parts(name)
+        if len(self._differences) < 4:
+            return sum(float(direction[part].square().sum()) for part in parts) * self.total_variance(name)
+        dots = [sum(float(torch.dot(d[p].flatten(), direction[p].flatten())) for p in parts) for d in self._differences]
+        return sum(dot**2 for dot in dots) / len(dots)
+
+    def _numbers(self, figures: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return 0-d tensors as numbers, by one transfer from the device, and their sums for the joint vectors."""
+        if not figures:
+            return {}
+        values = torch.stack([figure.double() for figure in figures.values()]).tolist()
+        numbers = dict(zip(figures, values, strict=True))
+        sums = {name: sum(numbers.get(part, 0.0) for part in parts) for name, parts in self._joint.items()}
+        return numbers | sums
 
 
 def flatten(gradients: Iterable[Tensor]) -> Tensor:

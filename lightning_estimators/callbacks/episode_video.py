@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_estimators.arguments import CheckedArguments
-from lightning_estimators.callbacks.isolation import isolated
+from lightning_estimators.isolation import isolated
 
 __all__ = ["EpisodeVideo"]
 
