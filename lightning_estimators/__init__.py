@@ -1,8 +1,8 @@
 """Gradients of expectations as plug-ins for PyTorch Lightning.
 
-Everything that a program usually needs can be imported from here: the estimators, baselines and modules, and
-`compare`. Rooms are
-imported when something in them is first asked for, so that `from lightning_estimators import RELAX` needs torch alone.
+Everything that a program usually needs can be imported from here: the estimators, baselines and modules, and `compare`.
+Rooms are imported when something in them is first asked for, so that `from lightning_estimators import RELAX` needs
+torch alone.
 
 Example:
     >>> from lightning_estimators import RELAX

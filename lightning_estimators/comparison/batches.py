@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,14 +26,15 @@ class Batches:
 
     Args:
         module: Whose hooks move batches to its device.
-        source: A batch, or a `DataLoader`.
+        source: A batch; or a loader: a `DataLoader`, or another iterable with a `batch_size`.
     """
 
     def __init__(self, module: pl.LightningModule, source: Any) -> None:
-        self.module, self.is_loader = module, isinstance(source, DataLoader)
-        loader: Any = source
-        parts = [loader, loader.sampler, loader.batch_sampler] if self.is_loader else []
-        generators = [getattr(part, "generator", None) for part in parts]
+        self.module, self.is_loader = module, _is_loader(source)
+        # Loaders count their epochs; those of a copy are nobody's. A DataLoader may not be copied while workers run.
+        loader: Any = source if isinstance(source, DataLoader) or not self.is_loader else copy.copy(source)
+        parts = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
+        generators = [getattr(part, "generator", None) for part in parts] if self.is_loader else []
         self._states = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
         self._rest: Iterator[Any] = iter(loader if self.is_loader else [source])
 
@@ -48,6 +50,13 @@ class Batches:
         self._rest = iter(())
         for generator, state in self._states:
             generator.set_state(state)
+
+
+def _is_loader(source: Any) -> bool:
+    if isinstance(source, DataLoader):
+        return True
+    is_data = isinstance(source, torch.Tensor | Mapping | Sequence)
+    return not is_data and hasattr(type(source), "__iter__") and hasattr(source, "batch_size")
 
 
 def data_variance(subject: ModuleSubject, one: Measured, batches: Batches, seconds: float) -> float | None:

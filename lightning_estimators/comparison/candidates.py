@@ -184,7 +184,7 @@ def known_estimators() -> list[GradientEstimator]:
 
     Classes that need arguments are left out.
     """
-    classes: list[type[GradientEstimator]] = [GradientEstimator]
+    classes: list[Any] = [GradientEstimator]
     for cls in classes:  # grows
         classes += [child for child in cls.__subclasses__() if child not in classes]
     known = [cls for cls in classes if _is_public(cls)]

@@ -117,7 +117,7 @@ def _untouched(subject: pl.LightningModule | Pair) -> Iterator[None]:
     restore = remember(subject) if isinstance(subject, pl.LightningModule) else remember()
     dtype = torch.get_default_dtype()
     cuda = isinstance(subject, pl.LightningModule) and subject.device.type == "cuda"
-    cuda = cuda or (torch.cuda.is_available() and torch.cuda.is_initialized())
+    cuda = cuda or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's has no types
     try:
         with isolate_rng(include_cuda=cuda):
             yield

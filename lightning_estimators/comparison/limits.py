@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -66,6 +67,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> float:
     if device.type != "cpu":
         run()
         return math.nan
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler's library writes to the terminal when it starts
     live = peak = 0
     try:
         with torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profile:

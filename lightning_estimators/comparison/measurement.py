@@ -52,7 +52,8 @@ class Measured:
     def relative_error(self) -> float:
         """Of the variance; 0 where there is none."""
         variance, error = self.moments.total_variance("total"), self.moments.variance_error("total")
-        return 0.0 if self.is_exact else error / variance
+        # Few draws may look alike by chance, and would then get no more.
+        return 0.0 if self.is_exact else max(error / variance, 0.5 / math.sqrt(self.count))
 
     @property
     def is_exact(self) -> bool:

@@ -200,7 +200,8 @@ def _normal_quantile(distance: float, noise: float, root: float, noise_error: fl
     above = max(1.0, (noise / root) ** 2) if root > 0 else 1.0
     below = 2 * (noise / noise_error) ** 2 if noise_error > 0 else math.inf
     a, b = 2 / (9 * above), 2 / (9 * below)
-    return ((1 - b) * ratio ** (1 / 3) - (1 - a)) / math.sqrt(a + b * ratio ** (2 / 3))
+    cube_root = math.pow(ratio, 1 / 3)
+    return ((1 - b) * cube_root - (1 - a)) / math.sqrt(a + b * cube_root**2)
 
 
 def _cosine(dot: float, square: float, other_square: float) -> float:

@@ -174,7 +174,7 @@ class ModuleSubject(Subject):
                 lambda: training_loss(self.module, self.batch, 0, "compare"), self.groups, self.own, own
             )
 
-    def _precision(self) -> AbstractContextManager[None]:
+    def _precision(self) -> AbstractContextManager[object]:
         try:
             plugin = self.module.trainer.precision_plugin
         except RuntimeError:  # not in a Trainer
