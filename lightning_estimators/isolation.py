@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["Undo", "isolated", "mute", "remember"]
+__all__ = ["Undo", "generators_kept", "isolated", "mute", "remember"]
 
 _LEFT_ALONE = (
     nn.Parameter,  # the caller takes gradients and steps no optimizer
@@ -70,10 +70,27 @@ def isolated(module: pl.LightningModule) -> Iterator[None]:
     mute(module)
     try:
         # Asking for CUDA's generators on a machine that only uses the CPU would start CUDA.
-        with isolate_rng(include_cuda=module.device.type == "cuda"):
+        with generators_kept(include_cuda=module.device.type == "cuda"):
             yield
     finally:
         restore()
+
+
+@contextmanager
+def generators_kept(*, include_cuda: bool) -> Iterator[None]:
+    """Put the generators of torch, NumPy and Python back on exit; also after an error, unlike `isolate_rng`.
+
+    Args:
+        include_cuda: Whether also those of CUDA.
+    """
+    raised: BaseException | None = None
+    with isolate_rng(include_cuda=include_cuda):
+        try:
+            yield
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised
 
 
 def remember(*values: Any) -> Undo:

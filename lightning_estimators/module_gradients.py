@@ -19,8 +19,8 @@ from lightning_estimators.moments import flatten
 
 __all__ = ["Gradients", "draw_gradients", "training_loss"]
 
-Calls = dict[str, list[list[Tensor]]]
-"""Per path of an estimator, per call, the parameters of q that a gradient can flow into."""
+Calls = dict[str, list[dict[str, Tensor]]]
+"""Per path of an estimator, per call, the parameters of q that a gradient can flow into, by name."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,18 @@ class Gradients:
     """One estimate.
 
     Attributes:
-        groups: By name of a group of parameters, and `logits/<path>` for the estimator at `<path>`, one vector each, in
-            at least float32.
+        groups: By name of a group of parameters, one vector each, in at least float32.
+        latents: By path of an estimator, in each parameter of the q it was given.
         own: Of each parameter that was asked for beside the groups; None where the loss does not depend on it.
     """
 
     groups: dict[str, Tensor]
+    latents: dict[str, dict[str, Tensor]]
     own: list[Tensor | None]
+
+    def named(self) -> dict[str, Tensor]:
+        """Return one vector for each group, and `logits/<path>` for each estimator."""
+        return self.groups | {f"logits/{path}": flatten(found.values()) for path, found in self.latents.items()}
 
 
 def training_loss(module: pl.LightningModule, batch: Any, batch_idx: int, asker: str) -> Tensor:
@@ -83,18 +88,19 @@ def draw_gradients(
     with _recorded(estimators) as calls:
         value = loss()
     parameters = [parameter for group in groups.values() for parameter in group]
-    latent = [tensor for of_path in calls.values() for call in of_path for tensor in call]
+    latent = [tensor for of_path in calls.values() for call in of_path for tensor in call.values()]
     # Never `backward`: it would accumulate in .grad and set off the hooks of DistributedDataParallel.
     wanted = [*parameters, *latent, *own]
     found = iter(torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=retain_graph))
     gradients = {name: _joined([(next(found), p) for p in group]) for name, group in groups.items()}
+    latents = {}
     for path, of_path in calls.items():
-        answers = [[(next(found), tensor) for tensor in call] for call in of_path]
+        answers = [{name: (next(found), tensor) for name, tensor in call.items()} for call in of_path]
         # An enclosing estimator may evaluate its cost at points that the loss does not depend on.
-        reached = [call for call in answers if any(gradient is not None for gradient, _ in call)]
+        reached = [call for call in answers if any(gradient is not None for gradient, _ in call.values())]
         if reached:
-            gradients[f"logits/{path}"] = _joined(reached[0])
-    return Gradients(gradients, list(found))
+            latents[path] = {name: _or_zeros(gradient, tensor) for name, (gradient, tensor) in reached[0].items()}
+    return Gradients(gradients, latents, list(found))
 
 
 @contextmanager
@@ -105,7 +111,7 @@ def _recorded(estimators: Mapping[str, GradientEstimator]) -> Iterator[Calls]:
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
             q = args[0] if args else kwargs["q"]
-            attached = [tensor for tensor in distribution_parameters(q).values() if tensor.requires_grad]
+            attached = {name: p for name, p in distribution_parameters(q).items() if p.requires_grad}
             if torch.is_grad_enabled() and attached:
                 calls[path].append(attached)
 
@@ -118,4 +124,8 @@ def _recorded(estimators: Mapping[str, GradientEstimator]) -> Iterator[Calls]:
 
 
 def _joined(answers: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
-    return flatten([torch.zeros_like(tensor) if gradient is None else gradient for gradient, tensor in answers])
+    return flatten([_or_zeros(gradient, tensor) for gradient, tensor in answers])
+
+
+def _or_zeros(gradient: Tensor | None, tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if gradient is None else gradient

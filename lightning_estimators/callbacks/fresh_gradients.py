@@ -46,7 +46,7 @@ def fresh_statistics(
             drawn = draw_gradients(
                 lambda: training_loss(module, batch, batch_idx, "GradientVariance"), groups, estimators
             )
-        moments.update({name: gradient.unsqueeze(0) for name, gradient in drawn.groups.items()})
+        moments.update({name: gradient.unsqueeze(0) for name, gradient in drawn.named().items()})
     return {name: _over_processes(trainer, moments, name, shared=name in groups) for name in moments}
 
 

@@ -77,7 +77,7 @@ def data_variance(subject: ModuleSubject, one: Measured, batches: Batches, secon
     within = count = 0.0
     for index, batch in enumerate(batches):
         draws = [
-            subject.on(batch).draw(one.candidate.estimators, (one.index, 3, index, k), restore).gradients.groups
+            subject.on(batch).draw(one.candidate.estimators, (one.index, 3, index, k), restore).gradients
             for k in range(2)
         ]
         names = [name for name in subject.totals() if all(name in draw for draw in draws)]

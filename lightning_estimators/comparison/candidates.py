@@ -29,11 +29,14 @@ class Place:
         own: The estimator that the module has there, if there is a module.
         q: A distribution like those it is called with, without a graph.
         context: A context like those it is called with.
+        batch_dims: How many of the last batch axes of q are there whatever estimators do around it: those that are
+            nested in another get axes of that one's samples on the left.
     """
 
     own: GradientEstimator | None
     q: Distribution
     context: Tensor | None
+    batch_dims: int
 
 
 @dataclass

@@ -9,7 +9,6 @@ from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -18,7 +17,7 @@ from lightning_estimators.comparison.result import Comparison
 from lightning_estimators.comparison.run import Options, run
 from lightning_estimators.comparison.subject import ModuleSubject, PairSubject
 from lightning_estimators.estimators import GradientEstimator
-from lightning_estimators.isolation import remember
+from lightning_estimators.isolation import generators_kept, remember
 
 __all__ = ["compare"]
 
@@ -119,7 +118,7 @@ def _untouched(subject: pl.LightningModule | Pair) -> Iterator[None]:
     cuda = isinstance(subject, pl.LightningModule) and subject.device.type == "cuda"
     cuda = cuda or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's has no types
     try:
-        with isolate_rng(include_cuda=cuda):
+        with generators_kept(include_cuda=cuda):
             yield
     finally:
         torch.set_default_dtype(dtype)
@@ -139,10 +138,11 @@ def _check(
         raise TypeError("compare needs a batch of the module, or a DataLoader: compare(module, batch).")
     if not isinstance(subject, pl.LightningModule) and batch is not None:
         raise TypeError("compare takes no batch beside a pair (q, f), which is one: leave it out.")
+    if estimators is not None and not isinstance(estimators, Sequence):
+        raise TypeError(f"estimators must be a sequence, such as [REBAR()], got {type(estimators).__name__}.")
     wrong = [one for one in estimators or [] if not isinstance(one, GradientEstimator)]
-    if isinstance(estimators, GradientEstimator) or wrong:
-        given = type(wrong[0]).__name__ if wrong and not isinstance(wrong[0], type) else str(wrong[:1] or estimators)
-        raise TypeError(f"estimators must be a sequence of gradient estimators, such as [REBAR()]; got {given}.")
+    if wrong:
+        raise TypeError(f"estimators must be gradient estimators that are built, such as [REBAR()]; got {wrong[0]!r}.")
     if draws is not None and draws < 4:
         raise ValueError(f"draws must be at least 4, of which a variance and its error can be told, got {draws}.")
     if learning_steps < 0:

@@ -38,10 +38,10 @@ def learn(subject: Subject, candidate: Candidate, index: int, steps: int, deadli
             break
         drawn = subject.draw(candidate.estimators, (index, 1, step), restore, parameters)
         if optimizer is not None:
-            for parameter, gradient in zip(parameters, drawn.gradients.own, strict=True):
+            for parameter, gradient in zip(parameters, drawn.own, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-        moments.add(drawn.gradients.groups)
+        moments.add(drawn.gradients)
         candidate.learning_steps = step + 1
         if (step + 1) % window == 0:
             candidate.learning_curve.append((step + 1, moments.total_variance("total")))

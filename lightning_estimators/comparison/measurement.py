@@ -84,7 +84,7 @@ class Measured:
     def draw(self) -> None:
         """Draw once."""
         drawn = self._draw(self.count)
-        self.moments.add(drawn.gradients.groups)
+        self.moments.add(drawn.gradients)
         self.candidate.seconds.append(drawn.seconds)
         self.count += 1
 
@@ -137,8 +137,8 @@ class _Turns:
     def all_in_turn(self) -> None:
         for turn, one in enumerate(self.measured):
             left = self.deadline - time.monotonic()
-            share = _PATIENCE * left / (len(self.measured) - turn)
-            self._turn(one, self._first, min(share, left))
+            waiting = len(self.measured) - turn - 1
+            self._turn(one, self._first, min(_PATIENCE * left / (waiting + 1), left / 2 if waiting else left))
 
     def where_errors_are_largest(self) -> None:
         block = self.plan.budget / 200

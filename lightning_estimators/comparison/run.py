@@ -30,6 +30,12 @@ _EXACT_SHARE = 0.2  # of the budget, at most, to find out whether there is an ex
 _DATA_SHARE = 0.15  # for the variance between batches
 
 
+_COUPLED = (
+    "the cost of one batch element depends on the others (BatchNorm in training mode, or allow_coupled_costs), so that "
+    "estimators differ in what they estimate: there is no reference, and no bias"
+)
+
+
 @dataclass(frozen=True)
 class Options:
     """See `compare`."""
@@ -57,21 +63,23 @@ def run(
     candidates = _candidates(subject, estimators, options)
     data_share = _DATA_SHARE * options.budget if batches is not None and batches.is_loader else 0.0
     with tqdm(total=options.budget, disable=None if options.progress else True, leave=False, unit="s") as bar:
-        exact = exact_candidate(subject.places)
+        exact = None if subject.couples else exact_candidate(subject.places)
         tried: list[Measured] = []
         interrupted = False
         if exact is not None:
             plan = Plan(_EXACT_SHARE * options.budget, 4, 0, bar)
             tried, interrupted = measure(subject, [exact], plan, first_index=1)
         references = [one for one in tried if one.candidate.refused is None and one.is_exact]
-        hidden = [] if references else [*unbiased_candidates(subject.places)]
+        hidden = [] if references or subject.couples else [*unbiased_candidates(subject.places)]
         if not references and exact is not None and exact.refused is None:
             hidden.append(exact)  # something else than the latents is random, such as dropout
         left = max(0.1 * options.budget, options.budget - (time.monotonic() - began) - data_share)
         plan = Plan(0.0 if interrupted else left, options.draws, options.learning_steps, bar)
         measured, stopped = measure(subject, [*candidates, *hidden], plan, first_index=10)
         interrupted |= stopped
-        pool = References([*references, *measured], subject.places, [*_groups(measured), "total"])
+        pool = References(
+            [] if subject.couples else [*references, *measured], subject.places, [*_groups(measured), "total"]
+        )
         between = None
         if data_share and not interrupted and isinstance(subject, ModuleSubject) and batches is not None:
             quietest = min(pool.pool, key=lambda one: one.moments.total_variance("total"), default=None)
@@ -86,7 +94,7 @@ def run(
         seconds=time.monotonic() - began,
         learning_rate=LEARNING_RATE,
         interrupted=interrupted,
-        notes=_notes(rows, options),
+        notes=[*([_COUPLED] if subject.couples else []), *_notes(rows, options)],
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from lightning_estimators.comparison.calls import normalizes_batches, watched_calls, without_graph
 from lightning_estimators.comparison.candidates import Place
 from lightning_estimators.comparison.weights import Weights
 from lightning_estimators.counter_noise import counter_noise
@@ -24,15 +25,17 @@ from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.isolation import mute, remember
 from lightning_estimators.model_parts import gradient_estimators, parameter_groups
 from lightning_estimators.module_gradients import Gradients, draw_gradients, training_loss
+from lightning_estimators.moments import flatten
 
 __all__ = ["Drawn", "ModuleSubject", "PairSubject", "Subject"]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One estimate of the gradient, and how long it took."""
+    """One estimate of the gradient by group, of what the candidate learns, and how long it took."""
 
-    gradients: Gradients
+    gradients: dict[str, Tensor]
+    own: list[Tensor | None]
     seconds: float
 
 
@@ -46,8 +49,10 @@ class Subject(ABC):
         parts: Modules that run; buffers and attributes are restored after every draw, weights are checked by `weights`.
         device: Where noise is drawn.
         seed: Of all noise.
+        couples: Whether costs of batch elements depend on one another, so that the gradient depends on the estimator.
     """
 
+    couples: bool
     places: dict[str, Place]
     parts: list[nn.Module]
     device: torch.device
@@ -111,15 +116,30 @@ class Subject(ABC):
         try:
             with counter_noise(self.device, self.seed, *counters), torch.enable_grad():
                 start = time.perf_counter()
-                gradients = self._gradients(estimators, own)
-                finite = all(bool(g.isfinite().all()) for g in gradients.groups.values())  # waits for the device
+                drawn = self._gradients(estimators, own)
+                gradients = drawn.groups | self._of_latents(drawn)
+                finite = all(bool(g.isfinite().all()) for g in gradients.values())  # waits for the device
                 seconds = time.perf_counter() - start
         finally:
             torch.set_default_dtype(dtype)
             restore()
         if not finite:
             raise FloatingPointError("its gradient is not finite (NaN or infinity).")
-        return Drawn(gradients, seconds)
+        return Drawn(gradients, drawn.own, seconds)
+
+    def _of_latents(self, drawn: Gradients) -> dict[str, Tensor]:
+        """Return one vector for each place, of the same size whatever the estimators around it do."""
+        vectors = {}
+        for path, found in drawn.latents.items():
+            if path in self.places:
+                place = self.places[path]
+                own_dims = {
+                    name: p.ndim - len(place.q.batch_shape) for name, p in distribution_parameters(place.q).items()
+                }
+                dims = {name: place.batch_dims + own for name, own in own_dims.items()}
+                kept = [g.sum_to_size(g.shape[g.ndim - dims[name] :]) for name, g in found.items()]
+                vectors[f"logits/{path}"] = flatten(kept)
+        return vectors
 
 
 class ModuleSubject(Subject):
@@ -148,10 +168,10 @@ class ModuleSubject(Subject):
         self.groups = parameter_groups(module)
         self.own = gradient_estimators(module)
         self.places = {}
-        with _first_calls(self.own) as calls:
+        with watched_calls(module, self.own) as seen:
             self.draw({}, (0, 0), self.session())
-        for path, (q, context) in calls.items():
-            self.places[path] = Place(self.own[path], _without_graph(q), context)
+        self.places = seen.places
+        self.couples = seen.couples or any(place.own.allow_coupled_costs for place in seen.places.values() if place.own)
         if not self.places:
             raise ValueError(
                 f"the loss of {type(module).__name__} calls no gradient estimator: expected one of "
@@ -203,7 +223,8 @@ class PairSubject(Subject):
         self.q, self.f, self.context = q, f, context
         self.device = next(iter(parameters.values())).device
         self.parts = list(_modules_of(f))
-        self.places = {"q": Place(None, _without_graph(q), context)}
+        self.places = {"q": Place(None, without_graph(q), context, len(q.batch_shape))}
+        self.couples = any(normalizes_batches(part) for module in self.parts for part in module.modules())
         restore = self.session()
         try:
             with counter_noise(self.device, seed, 0, 0), torch.enable_grad():
@@ -243,31 +264,6 @@ def _exchanged(own: Mapping[str, GradientEstimator], others: Mapping[str, Gradie
     finally:
         for path in others:
             vars(own[path]).pop("forward", None)
-
-
-@contextmanager
-def _first_calls(
-    estimators: Mapping[str, GradientEstimator],
-) -> Iterator[dict[str, tuple[Distribution, Tensor | None]]]:
-    calls: dict[str, tuple[Distribution, Tensor | None]] = {}
-    handles = []
-    for path, estimator in estimators.items():
-
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
-            q = args[0] if args else kwargs["q"]
-            context = args[2] if len(args) > 2 else kwargs.get("context")
-            calls.setdefault(path, (q, None if context is None else context.detach()))
-
-        handles.append(estimator.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _without_graph(q: Distribution) -> Distribution:
-    return rebuild(q, {name: p.detach() for name, p in distribution_parameters(q).items()})
 
 
 def _modules_of(f: Any) -> Iterator[nn.Module]:
