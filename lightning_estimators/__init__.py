@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = ("estimators", "baselines", "modules", "comparison")  # searched in this order; the first two do not import Lightning
+_ROOMS = (
+    "estimators",
+    "baselines",
+    "modules",
+    "comparison",
+)  # searched in this order; the first two do not import Lightning
 
 
 def __getattr__(name: str) -> Any:

@@ -56,7 +56,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> float:
 
     Example:
         >>> x = torch.zeros(1000)
-        >>> peak_bytes(lambda: (x + 1) * 2, torch.device("cpu"))
+        >>> round(peak_bytes(lambda: (x + 1) * 2, torch.device("cpu")), -3)
         8000.0
     """
     if device.type == "cuda":
