@@ -100,6 +100,7 @@ def test_a_wrong_call_fails_as_it_would_without_the_record():
             {"class_path": "lightning_estimators.baselines.MovingAverage", "init_args": {"decay": 0.5}},
         ),
     ],
+    ids=lambda value: type(value).__name__,  # the same in every process, as an address is not
     ids=str,
 )
 def test_plain_data(value, plain):
