@@ -67,22 +67,22 @@ def _by_environment(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 def _learns_alike(rows: Sequence[Row]) -> Iterator[Finding]:
     for env, group in _by_environment(rows):
-        plain, ours = (_mean(group, method, "mean_return") for method in ("plain A2C", "A2C"))
+        plain, ours = (_mean(group, method, "mean_return") for method in ("plain-A2C", "A2C"))
         if plain is None or ours is None:
-            yield Finding(env, "A2C and plain A2C", "not run")
+            yield Finding(env, "A2C and plain PyTorch", "not run")
             continue
         difference = Difference(ours, plain)
         text = f"mean return over training {ours} and {plain}, difference {difference}"
-        yield Finding(env, "A2C and plain A2C", "holds" if difference.sign == 0 else "does not hold", text)
+        yield Finding(env, "A2C and plain PyTorch", "holds" if difference.sign == 0 else "does not hold", text)
 
 
 def _as_fast(rows: Sequence[Row]) -> Iterator[Finding]:
     for env, group in _by_environment(rows):
-        plain, ours = (_mean(group, method, "steps_per_cpu_second") for method in ("plain A2C", "A2C"))
+        plain, ours = (_mean(group, method, "steps_per_cpu_second") for method in ("plain-A2C", "A2C"))
         if plain is not None and ours is not None:
             ratio = ours.mean / plain.mean
             text = f"{ours.mean:.0f} steps per CPU second, {ratio:.2f} of {plain.mean:.0f}"
-            yield Finding(env, "A2C and plain A2C", "holds" if ratio >= 0.9 else "does not hold", text)
+            yield Finding(env, "A2C and plain PyTorch", "holds" if ratio >= 0.9 else "does not hold", text)
 
 
 def _speeds_up(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -126,10 +126,10 @@ class Policies(Experiment):
         "surrogate_lr": Axis((0.0003, 0.03), (0.0003,), "learning rate of the surrogate, where there is one"),
         "seed": Axis((0, 1, 2, 3, 4), (0,), "seed of networks, noise and environments"),
         "method": Axis(
-            ("plain A2C", "A2C", "RELAX", "LAX"),
-            ("plain A2C", "A2C", "RELAX"),
+            ("plain-A2C", "A2C", "RELAX", "LAX"),
+            ("plain-A2C", "A2C", "RELAX"),
             "what learns",
-            ("plain A2C", "A2C", "RELAX", "LAX"),
+            ("plain-A2C", "A2C", "RELAX", "LAX"),
         ),
     }
 
@@ -147,7 +147,7 @@ class Policies(Experiment):
         data = Gymnasium(env, num_envs=NUM_ENVS, num_steps=NUM_STEPS, steps_per_epoch=batches, seed=seed)
         (lr, critic_lr), surrogate_lr = RATES[env], float(settings["surrogate_lr"])
         pl.seed_everything(seed)
-        if method == "plain A2C":
+        if method == "plain-A2C":
             environments = data.maker.vector(NUM_ENVS)
             clock, begin = time.process_time(), time.monotonic()
             train_plain_a2c(environments, NUM_STEPS, batches, lr, critic_lr, log, seed)
