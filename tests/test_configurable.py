@@ -101,7 +101,6 @@ def test_a_wrong_call_fails_as_it_would_without_the_record():
         ),
     ],
     ids=lambda value: type(value).__name__,  # the same in every process, as an address is not
-    ids=str,
 )
 def test_plain_data(value, plain):
     encoded = encode(value)
