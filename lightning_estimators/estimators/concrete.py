@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.cost_gradient import check_differentiable
 from lightning_estimators.estimators.estimate import Estimate
-from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
+from lightning_estimators.estimators.relaxation import relaxation_of
 from lightning_estimators.estimators.temperature import HasTemperature
 from lightning_estimators.noise import Coupling
 from lightning_estimators.objectives import Objective
+from lightning_estimators.schedules import Schedule
 
 __all__ = ["Concrete"]
 
@@ -32,7 +32,7 @@ class Concrete(HasTemperature, GradientEstimator):
     Requirements: an f that is differentiable in z. Cost: one evaluation of f and of its gradient per sample.
 
     Args:
-        temperature: λ, or where it starts if learned; positive.
+        temperature: λ, or where it starts if learned, or a `Schedule` that it follows; positive.
         learn_temperature: Whether log λ is trained, on the relaxed objective itself (its gradient is not zero here,
             and the variance alone would send λ to infinity), so with the sign of the loss.
         straight_through: Whether f sees the hard sample.
@@ -62,16 +62,15 @@ class Concrete(HasTemperature, GradientEstimator):
 
     def __init__(
         self,
-        temperature: float = 0.5,
+        temperature: float | Schedule = 0.5,
         learn_temperature: bool = False,  # noqa: FBT001
         straight_through: bool = False,  # noqa: FBT001
         num_samples: int = 1,
         coupling: Coupling = "independent",
     ) -> None:
         super().__init__(num_samples, coupling)
-        check_temperature(self, temperature)
         self.straight_through = straight_through
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
+        self.start_temperature(temperature, learn=learn_temperature)
 
     def is_unbiased(self, q: Distribution) -> bool:
         """It never is: the bias vanishes with the temperature only."""

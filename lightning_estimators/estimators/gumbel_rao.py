@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
-from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
+from lightning_estimators.estimators.relaxation import relaxation_of
 from lightning_estimators.estimators.straight_through_estimator import StraightThroughEstimator
 from lightning_estimators.estimators.temperature import HasTemperature
 from lightning_estimators.noise import Coupling
+from lightning_estimators.schedules import Schedule
 
 __all__ = ["GumbelRao"]
 
@@ -28,7 +26,7 @@ class GumbelRao(HasTemperature, StraightThroughEstimator):
     softmaxes of the logits.
 
     Args:
-        temperature: λ, or where it starts if learned; positive.
+        temperature: λ, or where it starts if learned, or a `Schedule` that it follows; positive.
         num_relaxations: M, relaxations for each sample. Paulus et al. use 10, 100 and 1000.
         learn_temperature: Whether log λ is trained, on the straight-through objective itself, so with the sign of the
             loss, as that of `Concrete`.
@@ -56,18 +54,17 @@ class GumbelRao(HasTemperature, StraightThroughEstimator):
 
     def __init__(
         self,
-        temperature: float = 0.5,
+        temperature: float | Schedule = 0.5,
         num_relaxations: int = 10,
         learn_temperature: bool = False,  # noqa: FBT001
         num_samples: int = 1,
         coupling: Coupling = "independent",
     ) -> None:
         super().__init__(num_samples, coupling)
-        check_temperature(self, temperature)
         if num_relaxations < 1:
             raise ValueError(f"GumbelRao needs num_relaxations of at least 1, got {num_relaxations!r}.")
         self.num_relaxations = num_relaxations
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
+        self.start_temperature(temperature, learn=learn_temperature)
 
     def stand_in(self, q: Distribution, z: Tensor) -> Tensor:
         """Return the mean of relaxations given the sample, each attached to the logits as one with fixed noise is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
 import torch
@@ -13,10 +12,11 @@ from lightning_estimators.arguments import check_finite
 from lightning_estimators.estimators.attach import attach_gradients
 from lightning_estimators.estimators.control_variate import ControlVariate
 from lightning_estimators.estimators.cost_gradient import check_differentiable
-from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
+from lightning_estimators.estimators.relaxation import relaxation_of
 from lightning_estimators.estimators.temperature import HasTemperature
 from lightning_estimators.noise import Coupling
 from lightning_estimators.objectives import Objective
+from lightning_estimators.schedules import Schedule
 
 __all__ = ["REBAR"]
 
@@ -31,7 +31,7 @@ class REBAR(HasTemperature, ControlVariate):
     per sample, and a second derivative while η or λ is learned.
 
     Args:
-        temperature: λ, or where it starts if learned; positive.
+        temperature: λ, or where it starts if learned, or a `Schedule` that it follows; positive.
         eta: η, or where it starts if learned.
         learn_temperature: Whether log λ is trained.
         learn_eta: Whether η is trained.
@@ -60,7 +60,7 @@ class REBAR(HasTemperature, ControlVariate):
 
     def __init__(
         self,
-        temperature: float = 0.5,
+        temperature: float | Schedule = 0.5,
         eta: float = 1.0,
         learn_temperature: bool = True,  # noqa: FBT001
         learn_eta: bool = True,  # noqa: FBT001
@@ -68,9 +68,8 @@ class REBAR(HasTemperature, ControlVariate):
         coupling: Coupling = "independent",
     ) -> None:
         super().__init__(num_samples, coupling)
-        check_temperature(self, temperature)
         check_finite(self, eta=eta)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
+        self.start_temperature(temperature, learn=learn_temperature)
         self.eta = nn.Parameter(torch.tensor(float(eta)), requires_grad=learn_eta)
 
     def evaluations(self, q: Distribution) -> tuple[int, int]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Bernoulli, Distribution
 
 from lightning_estimators.distributions import base_distribution, probabilities
-from lightning_estimators.estimators.relaxation import check_temperature, relaxation_of
+from lightning_estimators.estimators.relaxation import relaxation_of
 from lightning_estimators.estimators.straight_through_estimator import StraightThroughEstimator
 from lightning_estimators.estimators.temperature import HasTemperature
 from lightning_estimators.noise import Coupling
+from lightning_estimators.schedules import Schedule
 
 __all__ = ["ReinMax"]
 
@@ -32,7 +31,7 @@ class ReinMax(HasTemperature, StraightThroughEstimator):
     Requirements: an f that is differentiable in z. Cost: one evaluation of f and of its gradient per sample.
 
     Args:
-        temperature: λ, positive.
+        temperature: λ, positive, or a `Schedule` that it follows.
         num_samples: Samples per batch element.
         coupling: How these depend on one another; see `GradientEstimator`.
 
@@ -57,10 +56,11 @@ class ReinMax(HasTemperature, StraightThroughEstimator):
         True
     """
 
-    def __init__(self, temperature: float = 1.0, num_samples: int = 1, coupling: Coupling = "independent") -> None:
+    def __init__(
+        self, temperature: float | Schedule = 1.0, num_samples: int = 1, coupling: Coupling = "independent"
+    ) -> None:
         super().__init__(num_samples, coupling)
-        check_temperature(self, temperature)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=False)
+        self.start_temperature(temperature, learn=False)
 
     def stand_in(self, q: Distribution, z: Tensor) -> Tensor:
         """Return what has the derivative 2 J(π_z) - J(π) / 2."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -11,11 +10,12 @@ from torch.distributions import Distribution
 
 from lightning_estimators.distributions import as_one_hot, distribution_parameters
 from lightning_estimators.estimators.control_variate import ControlVariate
-from lightning_estimators.estimators.relaxation import check_temperature, undecided
+from lightning_estimators.estimators.relaxation import undecided
 from lightning_estimators.estimators.temperature import HasTemperature
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.noise import Coupling
 from lightning_estimators.objectives import Objective
+from lightning_estimators.schedules import Schedule
 
 __all__ = ["RELAX"]
 
@@ -39,7 +39,7 @@ class RELAX(HasTemperature, ControlVariate):
             missing from the gradient of the variance: with ReLU units hidden layers get an approximation of it, with
             tanh the thing itself; the estimate is unbiased with either. By default
             `networks.Surrogate()`, two hidden layers of 200 ReLU units, sized at the first call.
-        temperature: λ, or where it starts if learned; positive.
+        temperature: λ, or where it starts if learned, or a `Schedule` that it follows; positive.
         learn_temperature: Whether log λ is trained.
         num_samples: Samples per batch element.
         coupling: How these depend on one another; see `GradientEstimator`.
@@ -65,14 +65,13 @@ class RELAX(HasTemperature, ControlVariate):
     def __init__(
         self,
         surrogate: nn.Module | None = None,
-        temperature: float = 1.0,
+        temperature: float | Schedule = 1.0,
         learn_temperature: bool = True,  # noqa: FBT001
         num_samples: int = 1,
         coupling: Coupling = "independent",
     ) -> None:
         super().__init__(num_samples, coupling)
-        check_temperature(self, temperature)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
+        self.start_temperature(temperature, learn=learn_temperature)
         self.surrogate = Surrogate() if surrogate is None else surrogate
 
     def prepare(self, q: Distribution, context: Tensor | None = None) -> None:

@@ -11,6 +11,7 @@ from lightning_estimators.estimators.relaxation import undecided
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.noise import Coupling
 from lightning_estimators.objectives import Objective
+from lightning_estimators.schedules import Schedule
 
 __all__ = ["RelaxedREBAR"]
 
@@ -25,7 +26,7 @@ class RelaxedREBAR(REBAR):
 
     Args:
         surrogate: $r_\phi$, as for `RELAX`.
-        temperature: λ, or where it starts if learned; positive.
+        temperature: λ, or where it starts if learned, or a `Schedule` that it follows; positive.
         eta: η, or where it starts if learned.
         learn_temperature: Whether log λ is trained.
         learn_eta: Whether η is trained.
@@ -53,7 +54,7 @@ class RelaxedREBAR(REBAR):
     def __init__(
         self,
         surrogate: nn.Module | None = None,
-        temperature: float = 0.5,
+        temperature: float | Schedule = 0.5,
         eta: float = 1.0,
         learn_temperature: bool = True,  # noqa: FBT001
         learn_eta: bool = True,  # noqa: FBT001

@@ -22,6 +22,7 @@ from lightning_estimators.modules.finite_training import FiniteTraining, refuse_
 from lightning_estimators.modules.optimizers import chain_optimizers, check_maker, clip_gradients_of_parts
 from lightning_estimators.modules.recorded import RecordedModule
 from lightning_estimators.modules.refusals import check_costs, refuse_unsupported
+from lightning_estimators.modules.scheduled import ScheduledSettings
 from lightning_estimators.modules.seeded import TRAIN, EvaluationNoise, SeededModule
 from lightning_estimators.modules.sharding import AverageWholeParameters
 from lightning_estimators.modules.sigterm import SaveOnSigterm
@@ -122,7 +123,14 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         self.lr_scheduler_interval = lr_scheduler_interval
         self.latest_costs: Tensor | None = None
         self._resume = ExactResume()
-        self._callbacks = [EvaluationNoise(), AverageWholeParameters(), FiniteTraining(), self._resume, SaveOnSigterm()]
+        self._callbacks = [
+            EvaluationNoise(),
+            AverageWholeParameters(),
+            ScheduledSettings(),
+            FiniteTraining(),
+            self._resume,
+            SaveOnSigterm(),
+        ]
         self._hooks_that_ran: set[str] = set()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

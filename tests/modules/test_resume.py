@@ -15,8 +15,9 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 
 from lightning_estimators.baselines import MovingAverage
 from lightning_estimators.datamodules import Digits
-from lightning_estimators.estimators import REBAR, REINFORCE, RELAX
+from lightning_estimators.estimators import REBAR, REINFORCE, RELAX, Concrete
 from lightning_estimators.logged_steps import ends_accumulation_window
+from lightning_estimators.schedules import ExponentialSchedule
 from modules.tiny import Recorder, Rows, Tiny, rows, same, state, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -28,6 +29,7 @@ CASES = {
     "rebar": lambda: Tiny(REBAR(), lr_scheduler=STEP_LR, surrogate_lr_scheduler=STEP_LR, lr_scheduler_interval="step"),
     "relax-by-epoch": lambda: Tiny(RELAX(), lr_scheduler=STEP_LR),
     "moving-average": lambda: Tiny(REINFORCE(MovingAverage())),
+    "annealed": lambda: Tiny(Concrete(ExponentialSchedule(1.0, 0.3, steps=8))),
     "accumulating": lambda: Tiny(REBAR(), lr_scheduler=STEP_LR),
     "plateau": lambda: Tiny(REBAR(), lr_scheduler=PLATEAU),
     "plateau-by-step": lambda: Tiny(
