@@ -12,7 +12,12 @@ from lightning_estimators.model_parts import gradient_estimators
 
 __all__ = ["Overrides"]
 
-_MAKERS = {"model": ("optimizer", "lr_scheduler"), "surrogate": ("surrogate_optimizer", "surrogate_lr_scheduler")}
+_MAKERS = {
+    "model": ("optimizer", "lr_scheduler"),
+    "surrogate": ("surrogate_optimizer", "surrogate_lr_scheduler"),
+    "critic": ("critic_optimizer", "critic_lr_scheduler"),
+}
+"""Arguments of the model that make the optimizer and the scheduler of a part, if it has them."""
 
 
 class Overrides(pl.Callback):

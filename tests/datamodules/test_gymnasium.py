@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from gymnasium import spaces
 
 from lightning_estimators.callbacks import ExactResume
+from lightning_estimators.cli import EstimatorCLI
 from lightning_estimators.datamodules import Gymnasium
 from tests.environments.acting import QUIET, Counting, SmallPolicy
 
@@ -181,3 +182,18 @@ def test_bad_arguments_are_refused(options, error):
 def test_it_says_what_is_missing_without_a_trainer():
     with pytest.raises(RuntimeError, match=r"call trainer\.fit"):
         data().train_dataloader()
+
+
+def test_the_command_line_continues_a_policy_with_another_rate_of_its_critic(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--data.steps_per_epoch=2"]
+    command = ["fit", "--config=cartpole", *quiet, "--data.eval_episodes=1"]
+    EstimatorCLI([*command, "--trainer.max_epochs=1"])
+    rate = "--model.critic_optimizer.init_args.lr=0.5"
+    continued = EstimatorCLI([*command, "--trainer.max_epochs=2", "--ckpt_path=last", rate])
+    assert continued.trainer.global_step == 4
+    (optimizer,) = continued.trainer.optimizers
+    assert {name: part.param_groups[0]["lr"] for name, part in optimizer.parts.items()} == {
+        "model": 0.003,
+        "critic": 0.5,
+    }
