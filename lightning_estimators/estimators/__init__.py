@@ -26,6 +26,7 @@ from lightning_estimators.estimators.straight_through import StraightThrough
 from lightning_estimators.estimators.straight_through_estimator import StraightThroughEstimator
 from lightning_estimators.estimators.ugc import UGC
 from lightning_estimators.estimators.unordered_set import UnorderedSet
+from lightning_estimators.estimators.vimco import VIMCO
 
 __all__ = [
     "ARMS",
@@ -36,6 +37,7 @@ __all__ = [
     "RELAX",
     "RODEO",
     "UGC",
+    "VIMCO",
     "Concrete",
     "ControlVariate",
     "DisARM",

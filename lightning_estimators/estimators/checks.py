@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -24,7 +26,9 @@ __all__ = [
     "check_derivatives",
     "check_family",
     "check_no_tangents",
+    "check_not_combined",
     "check_num_samples",
+    "combined_costs",
     "explain_function_transform",
 ]
 
@@ -95,12 +99,48 @@ def check_family(estimator: GradientEstimator, q: Distribution) -> None:
         check_can_be_coupled(as_one_hot(q))
 
 
+_combined_by: ContextVar[str | None] = ContextVar("combined_by", default=None)
+
+
+@contextmanager
+def combined_costs(name: str) -> Iterator[None]:
+    """Tell estimators inside f that their costs are not averaged, which only those that are exact or pathwise can bear.
+
+    Args:
+        name: Of the estimator that combines the costs otherwise.
+    """
+    token = _combined_by.set(name)
+    try:
+        yield
+    finally:
+        _combined_by.reset(token)
+
+
+def check_not_combined(estimator: GradientEstimator, q: Distribution) -> None:
+    """Raise if the value of the estimator is combined with others but not averaged, and its gradient is an estimate.
+
+    Raises:
+        ValueError: It is: the product of a weight and an estimate that share their noise has another mean.
+    """
+    around = _combined_by.get()
+    exact = estimator.is_pathwise(q) and estimator.is_twice_differentiable(q)
+    if around is not None and torch.is_grad_enabled() and not exact:
+        name = type(estimator).__name__
+        raise ValueError(
+            f"{name} inside the cost of {around}: the objective of {around} is no average of costs, so an estimate of "
+            "the gradient of one would be weighted by what it depends on, and biased. There use Enumeration, or "
+            "Pathwise for a distribution with an explicit rsample; or draw all latents in one distribution."
+        )
+
+
 def check_derivatives(estimator: GradientEstimator, q: Distribution) -> None:
     """Raise if the gradient of the estimator is to be differentiated again, around it, and cannot be.
 
     Raises:
         NotTwiceDifferentiableError: It is.
+        ValueError: See `check_not_combined`.
     """
+    check_not_combined(estimator, q)
     if is_differentiated_twice() and not estimator.is_twice_differentiable(q):
         raise NotTwiceDifferentiableError(
             f"{type(estimator).__name__} inside a cost that is to be differentiated twice or more: its gradient is an "

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from lightning_estimators.distributions import sample
 from lightning_estimators.estimators import GradientEstimator
+from lightning_estimators.estimators.combined import averages_costs
 from lightning_estimators.modules.images import ImageModel
 from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import FirstLayerLinear, Objective, Separable, Sum
@@ -106,6 +107,12 @@ class LatentImageModel(ImageModel, ABC):
         """Give every layer a copy of the estimator, refuse one that cannot work, and set up mean and metrics."""
         if test_samples < 1:
             raise ValueError(f"test_samples must be at least 1, got {test_samples}.")
+        if not averages_costs(estimator) and (self.kl == "analytic" or len(self.event_shapes) > 1):
+            raise ValueError(
+                f"{type(estimator).__name__} minimises another function of the costs than their mean, which is a bound "
+                "on the likelihood only if the costs hold all of log q - log p and there is nothing random in them: "
+                'use kl="sampled" and one layer of latents.'
+            )
         self.test_samples = test_samples
         self._centre(image_shape, data_mean)
         self.estimators = nn.ModuleList(copy.deepcopy(estimator) for _ in self.event_shapes)

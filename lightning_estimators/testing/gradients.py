@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, OneHotCategorical
+from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
-from lightning_estimators.testing.problems import ExactExpectation
+from lightning_estimators.estimators import Enumeration, Pathwise
+from lightning_estimators.estimators.combined import averages_costs
+from lightning_estimators.testing.problems import ExactExpectation, expectation
 from lightning_estimators.testing.statistics import BOUND, Moments, Report, largest_z, require
 from lightning_estimators.testing.under_test import Factory, build, families, one_layer
 
@@ -27,7 +29,7 @@ def nested_moments(problem: ExactExpectation, factories: Sequence[Factory], samp
     subjects = [build(factory, q, seed) for seed, factory in enumerate(factories)]
     for subject in subjects if problem.layers > 1 else []:
         subject.estimator.requires_grad_(requires_grad=False)  # one layer while learning, two while not
-    moments = Moments(problem.exact())
+    moments = Moments(problem.exact([subject.estimator for subject in subjects]))
     torch.manual_seed(0)
     moments.add(problem.estimates(subjects, 100))
     samples //= subjects[0].estimator.num_samples  # each estimate is an average of so many
@@ -35,6 +37,16 @@ def nested_moments(problem: ExactExpectation, factories: Sequence[Factory], samp
     while moments.count("value") < samples and not exact:  # 100 equal estimates say as much as any number
         moments.add(problem.estimates(subjects, min(25_000, samples - moments.count("value"))))
     return moments
+
+
+def nest(factory: Factory, family: type[Distribution], layers: int) -> list[Factory]:
+    """Return estimators for so many layers, outermost first: the same in all, or the one inside an exact one.
+
+    The latter where the objective is another than the mean of the costs: then it takes no estimates for costs.
+    """
+    if layers == 1 or averages_costs(factory()):
+        return [factory] * layers
+    return [Enumeration if family in (Bernoulli, OneHotCategorical) else Pathwise, factory]
 
 
 def check_bias(factory: Factory, report: Report) -> None:
@@ -48,7 +60,11 @@ def check_bias(factory: Factory, report: Report) -> None:
         for layers in (1, 2) if family in (Bernoulli, OneHotCategorical) or Bernoulli not in found else (1,):
             # Two variables interact in one layer; in two nested ones of other than bits one variable is enough.
             problem = ExactExpectation(family, layers, variables=1 if layers == 2 and family is not Bernoulli else 2)
-            subjects = [factory] * layers
+            if not averages_costs(factory()) and family not in (Bernoulli, OneHotCategorical):
+                problem = ExactExpectation(family, variables=1)  # of which two samples are integrated
+                if factory().num_samples > 2:
+                    continue
+            subjects = nest(factory, family, layers)
             if factory().is_unbiased(problem.distribution(problem.parameters()["logits"])):
                 report.unbiased("bias", str(problem), nested_moments(problem, subjects))
                 continue
@@ -75,7 +91,15 @@ def check_batch_of_one(factory: Factory, report: Report) -> None:
         z = (z[..., 0] if one_hot else z).sum(-1)
         return 2 * z - 1 if discrete else z
 
-    (exact,) = torch.autograd.grad(cost(one_layer(family, logits).mean).sum(), logits)
+    if not averages_costs(factory()):
+        if not discrete:
+            return
+        p = one_layer(family, logits).mean.flatten()[0]
+        costs = torch.tensor([1.0, -1.0], dtype=torch.float64)
+        objective = expectation(costs, torch.stack([p, 1 - p]), factory())
+    else:
+        objective = cost(one_layer(family, logits).mean).sum()
+    (exact,) = torch.autograd.grad(objective, logits)
     moments = Moments({"the gradient": exact[0]})
     subject = build(factory, one_layer(family, logits))
 
@@ -102,7 +126,7 @@ def check_reach(factory: Factory, report: Report) -> None:
             variables = 2 if family in (Bernoulli, OneHotCategorical) else 3 - layers
             problem = ExactExpectation(family, layers, variables)
             q = problem.distribution(problem.parameters()["logits"].unsqueeze(0))
-            subjects = [build(factory, q, seed) for seed in range(layers)]
+            subjects = [build(f, q, seed) for seed, f in enumerate(nest(factory, family, layers))]
             for name, gradient in problem.estimates(subjects, 50, backward=True).items():
                 used = bool((gradient != 0).any()) and bool(gradient.isfinite().all())
                 require(used, check, str(problem), f"no or no finite gradient reaches {name}")

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Gamma, Independent, Normal, OneHotCategorical
 from torch.nn.functional import log_softmax, one_hot, softplus
 
-__all__ = ["ExactExpectation", "from_logits"]
+from lightning_estimators.estimators import GradientEstimator
+from lightning_estimators.estimators.combined import averages_costs
+
+__all__ = ["ExactExpectation", "expectation", "from_logits"]
 
 Estimator = Callable[[Distribution, Callable[[Tensor], Tensor]], Tensor]
 
@@ -121,35 +124,42 @@ class ExactExpectation:
             gradients = list(torch.autograd.grad(value.sum(), list(parameters.values())))
         return {"value": value.detach(), **dict(zip(parameters, gradients, strict=True))}
 
-    def exact(self) -> dict[str, Tensor]:
-        """Return the objective (`value`) and its gradient in every parameter, by summing over the support."""
+    def exact(self, estimators: Sequence[GradientEstimator] = ()) -> dict[str, Tensor]:
+        """Return the objective (`value`) and its gradient in every parameter, by summing over the support.
+
+        Args:
+            estimators: One for each layer, outermost first, of which some `combine` the costs of their samples to
+                another objective than the mean: the sum is then over all tuples of so many samples.
+        """
         parameters = {name: p.requires_grad_() for name, p in self.parameters().items()}
         if self.family in (Normal, Gamma):
-            value = self._integral(parameters)
-            gradients = torch.autograd.grad(value, list(parameters.values()))
-            return {"value": value.detach(), **dict(zip(parameters, gradients, strict=True))}
-        value = torch.zeros((), dtype=torch.float64)
-        for b in self._support():
-            weight = self._probability(parameters["logits"], b)
-            if self.layers == 1:
-                value = value + weight * self.cost(parameters, b)
-                continue
-            inner_logits = self._inner_logits(parameters, b)
-            for c in self._support():
-                value = value + weight * self._probability(inner_logits, c) * self.cost(parameters, b, c)
+            value = self._integral(parameters, estimators)
+        else:
+            value = self._sum(parameters, [], estimators)
         gradients = torch.autograd.grad(value, list(parameters.values()))
         return {"value": value.detach(), **dict(zip(parameters, gradients, strict=True))}
 
-    def _integral(self, parameters: dict[str, Tensor]) -> Tensor:
-        """Return the objective on a grid over two variables: of one layer, or one of each of two."""
+    def _sum(
+        self, parameters: dict[str, Tensor], above: list[Tensor], estimators: Sequence[GradientEstimator]
+    ) -> Tensor:
+        """Return the expectation over all layers but those whose latents are given."""
+        if len(above) == self.layers:
+            return self.cost(parameters, *above)
+        logits = self._inner_logits(parameters, above[0]) if above else parameters["logits"]
+        support = self._support()
+        values = torch.stack([self._sum(parameters, [*above, b], estimators) for b in support])
+        weights = torch.stack([self._probability(logits, b) for b in support])
+        return expectation(values, weights, estimators[len(above)] if estimators else None)
+
+    def _integral(self, parameters: dict[str, Tensor], estimators: Sequence[GradientEstimator]) -> Tensor:
+        """Return the objective on a grid over two variables: of one layer, one of each of two, or of two samples."""
+        if estimators and not averages_costs(estimators[0]):
+            z, weights = self._grid()
+            density = self._log_prob(parameters["logits"], z.unsqueeze(-1)).exp()
+            return expectation(self.cost(parameters, z.unsqueeze(-1)), weights * density, estimators[0])
         if self.layers * self.variables != 2:
             raise ValueError(f"{self} is integrated over two variables, got {self.variables} in each layer.")
-        # Even grids integrate what is smooth and vanishes at the ends to all digits; gammas are so on the log scale.
-        gamma = self.family is Gamma
-        y = torch.linspace(-80.0, 7.0, 436) if gamma else torch.linspace(-15.0, 15.0, 601)
-        y = y.to(torch.float64)
-        z = y.exp() if gamma else y
-        weights = (y[1] - y[0]) * (z if gamma else torch.ones_like(z))
+        z, weights = self._grid()
         first, second = z.unsqueeze(-1), z.unsqueeze(-1)
         logits = parameters["logits"]
         if self.layers == 1:
@@ -161,6 +171,15 @@ class ExactExpectation:
             shape = (len(z), len(z), 1)
             latents = [first.unsqueeze(1).expand(shape), second.expand(shape)]
         return weights @ (density.exp() * self.cost(parameters, *latents)) @ weights
+
+    def _grid(self) -> tuple[Tensor, Tensor]:
+        """Return points and weights of one variable."""
+        # Even grids integrate what is smooth and vanishes at the ends to all digits; gammas are so on the log scale.
+        gamma = self.family is Gamma
+        y = torch.linspace(-80.0, 7.0, 436) if gamma else torch.linspace(-15.0, 15.0, 601)
+        y = y.to(torch.float64)
+        z = y.exp() if gamma else y
+        return z, (y[1] - y[0]) * (z if gamma else torch.ones_like(z))
 
     def _inner_logits(self, parameters: dict[str, Tensor], b: Tensor) -> Tensor:
         x = b.flatten(-len(self.event_shape))
@@ -187,6 +206,21 @@ class ExactExpectation:
         if self.family is Bernoulli:
             return torch.where(b > 0, torch.sigmoid(logits), torch.sigmoid(-logits)).prod()
         return (torch.softmax(logits, -1) * b).sum(-1).prod()
+
+
+def expectation(values: Tensor, weights: Tensor, estimator: GradientEstimator | None = None) -> Tensor:
+    """Return the mean of the objective of an estimator over all tuples of samples: of one sample if it averages costs.
+
+    Args:
+        values: The cost at every point of the support, shape `(points,)`.
+        weights: Their probabilities, which may be attached, of the same shape.
+        estimator: Whose `num_samples` and `combine` count.
+    """
+    if estimator is None or averages_costs(estimator):
+        return weights @ values
+    points = torch.arange(len(values))
+    tuples = torch.cartesian_prod(*[points] * estimator.num_samples).reshape(-1, estimator.num_samples).T
+    return weights[tuples].prod(0) @ estimator.combine(values[tuples])
 
 
 def from_logits(family: type[Distribution], logits: Tensor) -> Distribution:
