@@ -81,7 +81,8 @@ def import_path(value: Any) -> str | None:
     parts = module.split(".")
     for length in range(1, len(parts) + 1):
         candidate = ".".join(parts[:length])
-        if getattr(sys.modules.get(candidate), name, None) is value:
+        # What a module makes up when it is asked (`__getattr__`) is no re-export: it may load whole libraries.
+        if candidate in sys.modules and vars(sys.modules[candidate]).get(name) is value:
             return f"{candidate}.{name}"
     return None
 
