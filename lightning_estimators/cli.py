@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_estimators import baselines, datamodules, estimators, networks, schedulers  # noqa: F401
 from lightning_estimators.checkpoints import check_classes, class_paths, imported_class, read_checkpoint
 from lightning_estimators.commandline.checkpoints import find_checkpoint
+from lightning_estimators.commandline.comparing_trainer import ComparingTrainer
 from lightning_estimators.commandline.default_callbacks import default_callbacks
 from lightning_estimators.commandline.overrides import Overrides
 from lightning_estimators.commandline.parser import CONFIGS, Parser, arrange
@@ -56,6 +57,7 @@ class EstimatorCLI(LightningCLI):
             EstimatorModule,
             LightningDataModule,
             save_config_callback=RunConfig,
+            trainer_class=ComparingTrainer,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "lightning-estimators", **common} | dict.fromkeys(self.subcommands(), common),
             parser_class=Parser,
@@ -65,6 +67,11 @@ class EstimatorCLI(LightningCLI):
             run=run,
             auto_configure_optimizers=False,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return Lightning's and `compare`, with the arguments that are no options."""
+        return LightningCLI.subcommands() | {"compare": {"model", "datamodule"}}
 
     def setup_parser(self, add_subcommands: bool, main_kwargs: Any, subparser_kwargs: Any) -> None:  # noqa: FBT001
         """Build two parsers: the real one, and one for which model and data may be anything, to be asked first."""
@@ -269,7 +276,7 @@ def _drawn_seed(parser: Parser) -> int:
 
 
 def main(args: ArgsType = None) -> None:
-    """Run the command line: `lightning-estimators fit|validate|test|predict [options]`.
+    """Run the command line: `lightning-estimators fit|validate|test|predict|compare [options]`.
 
     `fit` without options trains a sigmoid belief network with REBAR on scikit-learn's digits; `test --ckpt_path last`
     in the same folder bounds the likelihood it reached. Every class of this package, of torch's optimizers and of

@@ -1,6 +1,7 @@
 """Watching and guarding training: callbacks for any LightningModule that holds gradient estimators."""
 
 from lightning_estimators.callbacks.episode_video import EpisodeVideo
+from lightning_estimators.callbacks.estimator_comparison import EstimatorComparison
 from lightning_estimators.callbacks.gradient_variance import GradientVariance
 from lightning_estimators.callbacks.reconstructions import Reconstructions
 from lightning_estimators.modules.episode_returns import EpisodeReturns
@@ -11,6 +12,7 @@ from lightning_estimators.modules.sigterm import SaveOnSigterm
 __all__ = [
     "EpisodeReturns",
     "EpisodeVideo",
+    "EstimatorComparison",
     "ExactResume",
     "FiniteTraining",
     "GradientVariance",
