@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_estimators import baselines, datamodules, estimators, networks, schedulers  # noqa: F401
 from lightning_estimators.checkpoints import check_classes, class_paths, imported_class, read_checkpoint
 from lightning_estimators.commandline.checkpoints import find_checkpoint
-from lightning_estimators.commandline.comparing_trainer import ComparingTrainer
+from lightning_estimators.commandline.comparing_trainer import ComparingTrainer, subcommands
 from lightning_estimators.commandline.default_callbacks import default_callbacks
 from lightning_estimators.commandline.overrides import Overrides
 from lightning_estimators.commandline.parser import CONFIGS, Parser, arrange
@@ -68,10 +68,7 @@ class EstimatorCLI(LightningCLI):
             auto_configure_optimizers=False,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return Lightning's and `compare`, with the arguments that are no options."""
-        return LightningCLI.subcommands() | {"compare": {"model", "datamodule"}}
+    subcommands = staticmethod(subcommands)
 
     def setup_parser(self, add_subcommands: bool, main_kwargs: Any, subparser_kwargs: Any) -> None:  # noqa: FBT001
         """Build two parsers: the real one, and one for which model and data may be anything, to be asked first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_estimators.checkpoints import read_checkpoint
@@ -12,7 +13,12 @@ from lightning_estimators.comparison import Comparison, compare
 from lightning_estimators.comparison.report import write_report
 from lightning_estimators.estimators import GradientEstimator
 
-__all__ = ["ComparingTrainer"]
+__all__ = ["ComparingTrainer", "subcommands"]
+
+
+def subcommands() -> dict[str, set[str]]:
+    """Return Lightning's subcommands and `compare`, each with the arguments of its method that are no options."""
+    return LightningCLI.subcommands() | {"compare": {"model", "datamodule"}}
 
 
 class ComparingTrainer(Trainer):
