@@ -187,7 +187,7 @@ def test_print_config_and_help(capsys, monkeypatch):
         main(["fit", "--model.estimator", "RELAX", "--print_config"])
     assert exit_.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["model"]["init_args"]["estimator"]["class_path"] == "lightning_estimators.estimators.RELAX"
+    assert printed["model"]["init_args"]["estimator"]["class_path"] == "lightning_estimators.RELAX"
     assert printed["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.01
     Path("printed.yaml").write_text(yaml.safe_dump(printed))
     assert isinstance(EstimatorCLI(["fit", "--config", "printed.yaml", *TWO_STEPS, *BARE]).model.estimators[0], RELAX)
