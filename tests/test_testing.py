@@ -27,7 +27,7 @@ from lightning_estimators.testing.contract import check_copies, check_noise, che
 from lightning_estimators.testing.gradients import check_bias
 
 
-class DisARM(GradientEstimator):
+class PairedSigns(GradientEstimator):
     """A user's plug-in: Dong, Mnih & Tucker (2020), *DisARM*, eq. 6, written against the documented interface."""
 
     families = (Bernoulli,)
@@ -52,7 +52,7 @@ class DisARM(GradientEstimator):
 
 
 def test_a_plug_in_written_from_the_documentation_passes():
-    report = check_estimator(DisARM)
+    report = check_estimator(PairedSigns)
     assert report.comparisons > 20
     assert 0 < max(report.largest_z.values()) < BOUND
 
@@ -303,7 +303,7 @@ def test_moments_find_a_shift_of_six_standard_errors_and_pass_one_of_five():
             assert report.comparisons == 2
 
 
-class DrawsElsewhere(DisARM):
+class DrawsElsewhere(PairedSigns):
     """Takes its noise from torch, where no enclosing estimator can share it."""
 
     def estimate(self, q, leaves, f, context):
@@ -318,11 +318,11 @@ class DrawsElsewhere(DisARM):
 def test_noise_drawn_elsewhere_is_found():
     with pytest.raises(AssertionError, match=r"^noise: Bernoulli: .*noise\.uniform.*not by torch\.rand"):
         check_noise(DrawsElsewhere, Report())
-    check_noise(DisARM, Report())
+    check_noise(PairedSigns, Report())
 
 
 def test_all_failures_are_told_and_an_error_of_the_plug_in_is_shown_as_such(monkeypatch):
-    class Broken(DisARM):
+    class Broken(PairedSigns):
         def estimate(self, q, leaves, f, context):
             raise RuntimeError("not written yet")
 
@@ -337,7 +337,7 @@ def test_all_failures_are_told_and_an_error_of_the_plug_in_is_shown_as_such(monk
 
 
 def test_classes_defined_inside_a_function_or_a_notebook_are_checked():
-    class Local(DisARM):
+    class Local(PairedSigns):
         pass
 
     check_copies(Local, Report())

@@ -162,14 +162,14 @@ class StochasticBackprop(GradientEstimator):
     def evaluations(self, q: Distribution) -> tuple[int, int]:
         """Return, for discrete q, one evaluation of f, one as reference of the changes, and one per change.
 
-        For sampled changes f is differentiated once, unless it is not to be, and once more by the user's backward.
+        For sampled changes f is differentiated once at each sample, unless it is not to be.
         """
         q = as_one_hot(q)
         size = math.prod(q.event_shape)
         categorical = isinstance(base_distribution(q), OneHotCategorical)
         changes = size - size // q.event_shape[-1] if categorical else size
         if self.num_changes is not None and self.num_changes < changes:
-            return self.num_samples * (self.num_changes + 1), 0 if self.f_gradient is False else 2 * self.num_samples
+            return self.num_samples * (self.num_changes + 1), 0 if self.f_gradient is False else self.num_samples
         return self.num_samples * (changes + 2), 0
 
     def estimate(self, q: Distribution, leaves: dict[str, Tensor], f: Objective, context: Tensor | None) -> Estimate:
