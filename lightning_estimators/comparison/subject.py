@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch.distributions import Distribution
 
 from lightning_estimators.comparison.calls import normalizes_batches, watched_calls, without_graph
 from lightning_estimators.comparison.candidates import Place
+from lightning_estimators.comparison.dependencies import leaves_of, modules_of
 from lightning_estimators.comparison.weights import Weights
 from lightning_estimators.counter_noise import counter_noise
 from lightning_estimators.distributions import distribution_parameters, rebuild, sample
@@ -222,13 +222,13 @@ class PairSubject(Subject):
             parameters = distribution_parameters(q)
         self.q, self.f, self.context = q, f, context
         self.device = next(iter(parameters.values())).device
-        self.parts = list(_modules_of(f))
+        self.parts = list(modules_of(f))
         self.places = {"q": Place(None, without_graph(q), context, len(q.batch_shape))}
         self.couples = any(normalizes_batches(part) for module in self.parts for part in module.modules())
         restore = self.session()
         try:
             with counter_noise(self.device, seed, 0, 0), torch.enable_grad():
-                leaves = _leaves(f(sample(q)), stop=[p for p in parameters.values() if p.requires_grad])
+                leaves = leaves_of(f(sample(q)), stop=[p for p in parameters.values() if p.requires_grad])
         finally:
             restore()
         self.groups = {"f": leaves} if leaves else {}
@@ -264,41 +264,3 @@ def _exchanged(own: Mapping[str, GradientEstimator], others: Mapping[str, Gradie
     finally:
         for path in others:
             vars(own[path]).pop("forward", None)
-
-
-def _modules_of(f: Any) -> Iterator[nn.Module]:
-    """Yield the modules that a function uses: itself, what it is bound to, and what it is closed over."""
-    if isinstance(f, nn.Module):
-        yield f
-    elif isinstance(f, functools.partial):
-        for part in (f.func, *f.args, *f.keywords.values()):
-            yield from _modules_of(part)
-    elif inspect.ismethod(f):
-        yield from _modules_of(f.__self__)
-    elif inspect.isfunction(f):
-        variables = inspect.getclosurevars(f)
-        for value in (*variables.nonlocals.values(), *variables.globals.values()):
-            if isinstance(value, nn.Module):
-                yield value
-    else:
-        yield from (
-            (value for value in vars(f).values() if isinstance(value, nn.Module)) if hasattr(f, "__dict__") else ()
-        )
-
-
-def _leaves(value: Tensor, stop: Sequence[Tensor]) -> list[Tensor]:
-    """Return the leaves of the graph of a value, but for what lies behind some tensors."""
-    ends = {p.grad_fn for p in stop if p.grad_fn is not None}
-    kept = {id(p) for p in stop}
-    found: dict[int, Tensor] = {}
-    todo, seen = [value.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen or node in ends:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor) and id(leaf) not in kept:
-            found[id(leaf)] = leaf
-        todo.extend(parent for parent, _ in node.next_functions)
-    return list(found.values())
