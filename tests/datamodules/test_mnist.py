@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import write_idx
+from image_files import write_idx
 
 from lightning_estimators.datamodules import MNIST, FashionMNIST
 
