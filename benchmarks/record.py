@@ -19,8 +19,11 @@ from lightning_estimators.estimators import (
     REBAR,
     REINFORCE,
     RELAX,
+    RODEO,
+    UGC,
     Concrete,
     DisARM,
+    DoubleCV,
     GradientEstimator,
     GumbelRao,
     MuProp,
@@ -28,6 +31,7 @@ from lightning_estimators.estimators import (
     RelaxedREBAR,
     StochasticBackprop,
     StraightThrough,
+    UnorderedSet,
 )
 
 __all__ = ["ESTIMATORS", "Record"]
@@ -35,13 +39,16 @@ __all__ = ["ESTIMATORS", "Record"]
 ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
     # Unbiased and of low variance first: what comes later is compared with them.
     "StochasticBackprop": lambda: StochasticBackprop(),
+    "SampledChanges-4-stratified": lambda: StochasticBackprop(num_samples=4, num_changes=4, coupling="stratified"),
     "SampledChanges-4": lambda: StochasticBackprop(num_samples=4, num_changes=4),
+    "SampledChanges-2-antithetic": lambda: StochasticBackprop(num_samples=2, num_changes=4, coupling="antithetic"),
     "SampledChanges-2": lambda: StochasticBackprop(num_samples=2, num_changes=4),
     "SampledChanges-1": lambda: StochasticBackprop(num_changes=4),
     "ARMS-16": lambda: ARMS(num_samples=16),
     "ARMS-8": lambda: ARMS(num_samples=8),
     "ARMS-4": lambda: ARMS(num_samples=4),
     "DisARM": lambda: DisARM(),
+    "UGC": lambda: UGC(),
     "CARMS-8": lambda: CARMS(num_samples=8),
     "CARMS-4": lambda: CARMS(num_samples=4),
     "CARMS-2": lambda: CARMS(num_samples=2),
@@ -49,6 +56,11 @@ ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
     "LeaveOneOut-8": lambda: REINFORCE(LeaveOneOut(), num_samples=8),
     "LeaveOneOut-4": lambda: REINFORCE(LeaveOneOut(), num_samples=4),
     "LeaveOneOut-2": lambda: REINFORCE(LeaveOneOut(), num_samples=2),
+    "DoubleCV-4": lambda: DoubleCV(num_samples=4),
+    "DoubleCV-2": lambda: DoubleCV(num_samples=2),
+    "RODEO-4": lambda: RODEO(num_samples=4),
+    "RODEO-2": lambda: RODEO(num_samples=2),
+    "UnorderedSet-4": lambda: UnorderedSet(num_samples=4),
     "REINFORCE": lambda: REINFORCE(),
     "REINFORCE-LearnedBaseline": lambda: REINFORCE(LearnedBaseline()),
     "MuProp": lambda: MuProp(),
