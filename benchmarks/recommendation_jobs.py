@@ -74,7 +74,8 @@ class Classifier(EstimatorModule):
 
         def cost(b: Tensor) -> Tensor:
             log_probs: Tensor = self.head(b.flatten(-2)).log_softmax(-1)
-            return -(log_probs * classes).sum(-1)
+            chosen: Tensor = log_probs * classes
+            return -chosen.sum(-1)
 
         found: Tensor = self.estimator(q, cost, images)
         return found
@@ -96,7 +97,8 @@ class PlainAutoencoder(pl.LightningModule):
 
         def cost(z: Tensor) -> Tensor:
             logits: Tensor = self.decoder(z)
-            return (nn.functional.softplus(logits) - images * logits).sum(-1)
+            pixels: Tensor = nn.functional.softplus(logits) - images * logits
+            return pixels.sum(-1)
 
         found: Tensor = self.estimator(q, cost, images) + divergence
         return found
