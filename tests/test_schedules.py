@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepL
 from torch.utils.data import DataLoader
 
 from lightning_estimators.cli import EstimatorCLI
-from lightning_estimators.estimators import REBAR, RELAX, Concrete, GumbelRao, ReinMax, RelaxedREBAR
+from lightning_estimators.estimators import REBAR, RELAX, Concrete, GumbelRao, HardConcrete, ReinMax, RelaxedREBAR
 from lightning_estimators.modules.scheduled import ScheduledSettings
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.schedules import (
@@ -28,6 +28,7 @@ from lightning_estimators.schedules import (
 ANNEALED = {
     "Concrete": lambda schedule: Concrete(schedule),
     "GumbelRao": lambda schedule: GumbelRao(schedule),
+    "HardConcrete": lambda schedule: HardConcrete(schedule),
     "ReinMax": lambda schedule: ReinMax(schedule),
     "REBAR": lambda schedule: REBAR(schedule, learn_temperature=False),
     "RELAX": lambda schedule: RELAX(Surrogate([3]), schedule, learn_temperature=False),

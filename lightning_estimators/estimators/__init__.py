@@ -10,8 +10,10 @@ from lightning_estimators.estimators.disarm import DisARM
 from lightning_estimators.estimators.double_cv import DoubleCV
 from lightning_estimators.estimators.enumeration import Enumeration
 from lightning_estimators.estimators.estimate import Estimate
+from lightning_estimators.estimators.fini import Fini
 from lightning_estimators.estimators.generalized_reparameterization import GeneralizedReparameterization
 from lightning_estimators.estimators.gumbel_rao import GumbelRao
+from lightning_estimators.estimators.hard_concrete import HardConcrete
 from lightning_estimators.estimators.lax import LAX
 from lightning_estimators.estimators.muprop import MuProp
 from lightning_estimators.estimators.pathwise import Pathwise
@@ -44,9 +46,11 @@ __all__ = [
     "DoubleCV",
     "Enumeration",
     "Estimate",
+    "Fini",
     "GeneralizedReparameterization",
     "GradientEstimator",
     "GumbelRao",
+    "HardConcrete",
     "MuProp",
     "Pathwise",
     "ReinMax",

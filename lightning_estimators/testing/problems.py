@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Gamma, Independent, Normal, OneHotCategorical
+from torch.distributions import Bernoulli, Distribution, Gamma, Independent, Normal, OneHotCategorical, Poisson
 from torch.nn.functional import log_softmax, one_hot, softplus
 
 from lightning_estimators.estimators import GradientEstimator
@@ -27,7 +27,7 @@ class ExactExpectation:
     backward pass gives one independent estimate of the gradient per element of the batch. Everything is float64.
 
     Args:
-        family: `Bernoulli`, `OneHotCategorical`, `Normal` or `Gamma` (see `from_logits`).
+        family: `Bernoulli`, `OneHotCategorical`, `Normal`, `Gamma` or `Poisson` (see `from_logits`).
         layers: 1 or 2.
         variables: Latent variables per layer.
         categories: Of each one-hot variable.
@@ -132,7 +132,7 @@ class ExactExpectation:
                 another objective than the mean: the sum is then over all tuples of so many samples.
         """
         parameters = {name: p.requires_grad_() for name, p in self.parameters().items()}
-        if self.family in (Normal, Gamma):
+        if self.family in (Normal, Gamma, Poisson):
             value = self._integral(parameters, estimators)
         else:
             value = self._sum(parameters, [], estimators)
@@ -174,6 +174,8 @@ class ExactExpectation:
 
     def _grid(self) -> tuple[Tensor, Tensor]:
         """Return points and weights of one variable."""
+        if self.family is Poisson:  # of a rate below 2.5: a count above 40 has a probability below 1e-30
+            return torch.arange(41, dtype=torch.float64), torch.ones(41, dtype=torch.float64)
         # Even grids integrate what is smooth and vanishes at the ends to all digits; gammas are so on the log scale.
         gamma = self.family is Gamma
         y = torch.linspace(-80.0, 7.0, 436) if gamma else torch.linspace(-15.0, 15.0, 601)
@@ -227,10 +229,12 @@ def from_logits(family: type[Distribution], logits: Tensor) -> Distribution:
     """Return a family of which all parameters are functions of one tensor of any real numbers.
 
     Bernoullis and one-hot variables by their logits l; Normal(l, .1 + softplus(l)); Gamma(.5 + softplus(l),
-    .5 + softplus(-l)).
+    .5 + softplus(-l)); Poisson(.5 + 2 sigmoid(l)).
     """
     if family is Normal:
         return Normal(logits, 0.1 + softplus(logits))
     if family is Gamma:
         return Gamma(0.5 + softplus(logits), 0.5 + softplus(-logits))
+    if family is Poisson:
+        return Poisson(0.5 + 2 * torch.sigmoid(logits))
     return family(logits=logits)  # type: ignore[call-arg]
