@@ -1,4 +1,4 @@
-"""Costs that know their structure."""
+"""Cost functions f: any callable, and objectives that know how they change when one coordinate of z moves."""
 
 from lightning_estimators.objectives.base import Objective
 from lightning_estimators.objectives.bernoulli_linear import BernoulliLinear

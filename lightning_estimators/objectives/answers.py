@@ -1,4 +1,4 @@
-"""What a cost may answer, and words for what goes wrong inside it."""
+"""Calling the user's cost function: checks of what it returns, and explanations of errors raised inside it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,28 @@ from torch import Tensor
 from lightning_estimators.noise import independent_samples
 from lightning_estimators.private_api import version
 
-__all__ = ["as_costs", "ask"]
+__all__ = ["as_costs", "call_cost"]
 
 _PACKAGE = __name__.partition(".")[0]
 
 
-def ask(f: Callable[[Tensor], Tensor], z: Tensor, event_dim: int) -> Tensor:
-    """Return f(z), unchecked; add a hint to errors raised inside f, and refuse one that changes z in place.
+def call_cost(f: Callable[[Tensor], Tensor], z: Tensor, event_dim: int) -> Tensor:
+    """Return f(z) as it is (`as_costs` checks it).
+
+    An error raised inside f gets an additional line that says for which z it was raised, and what usually causes it.
+
+    Args:
+        f: The user's cost function.
+        z: The samples, shape `sample_shape + batch_shape + event_shape`.
+        event_dim: How many of the last axes of z are the event.
 
     Raises:
         ValueError: f changed z in place.
     """
     before = version(z)
     try:
-        with independent_samples():  # what f draws itself has nothing to do with the estimator's own samples
+        # If f is random itself, its own samples must stay independent even where those of the estimator are coupled.
+        with independent_samples():
             answer = f(z)
     except Exception as error:
         _explain(error, z, event_dim)
@@ -38,11 +46,16 @@ def ask(f: Callable[[Tensor], Tensor], z: Tensor, event_dim: int) -> Tensor:
 
 
 def as_costs(answer: Any, z: Tensor, event_dim: int) -> Tensor:
-    """Return what f answered as a tensor of costs; a NumPy array becomes one.
+    """Return what f returned as a tensor of costs: a tensor as it is, a NumPy array converted.
+
+    Args:
+        answer: What f returned for z.
+        z: The samples, shape `sample_shape + batch_shape + event_shape`.
+        event_dim: How many of the last axes of z are the event.
 
     Raises:
-        TypeError: The answer is no tensor and no array, or is complex.
-        ValueError: It has another shape.
+        TypeError: The answer is neither a tensor nor an array, or its numbers are complex.
+        ValueError: Its shape is not `sample_shape + batch_shape`.
     """
     expected = tuple(z.shape[: z.ndim - event_dim])
     if isinstance(answer, Tensor) and answer.shape == expected and not answer.is_complex():
@@ -67,7 +80,7 @@ def as_costs(answer: Any, z: Tensor, event_dim: int) -> Tensor:
 
 
 def _explain(error: Exception, z: Tensor, event_dim: int) -> None:
-    """Put a line behind the message of an error that f raised, unless the package raised it, or explained it before."""
+    """Add a line to the message of an error raised inside f, unless this package raised it or has explained it."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

@@ -1,4 +1,7 @@
-"""Costs that know their structure: the two questions that generalized stochastic backpropagation asks of f."""
+"""The interface of objectives: how f changes when one coordinate of z moves, and its derivatives in each coordinate.
+
+These two are all that generalized stochastic backpropagation needs to know of f.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,15 @@ _twice: ContextVar[bool] = ContextVar("twice", default=False)
 
 
 class NotTwiceDifferentiableError(ValueError):
-    """f has a gradient, but one that is an estimate: a number that cannot be differentiated again."""
+    """Raised where second derivatives of f are needed, but f contains a gradient estimator.
+
+    The gradient of such an f is a random estimate, which was computed as a number and cannot be differentiated again.
+    """
 
 
 @contextmanager
 def differentiated_twice() -> Iterator[None]:
-    """Tell estimators inside f that their gradients are about to be differentiated, which most must refuse."""
+    """Mark code that evaluates f for derivatives above the first, so that estimators inside f can refuse."""
     token = _twice.set(True)
     try:
         yield
@@ -36,7 +42,7 @@ def differentiated_twice() -> Iterator[None]:
 
 
 def is_differentiated_twice() -> bool:
-    """Whether f is evaluated for derivatives above the first."""
+    """Whether f is being evaluated for derivatives above the first."""
     return _twice.get()
 
 
@@ -45,19 +51,20 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
 
     Implementing one:
 
-    1. `value`, attached to what f depends on, vectorised over any lead axes.
-    2. `coordinate_change`, if structure makes it cheaper than evaluating f anew at every changed point (`_changes`
-       evaluates any function at many points in chunks, under common noise, once you can write the points down).
-    3. `coordinate_derivative`, if it has a closed form.
-    4. Hold 2 and 3 to brute force in float64 in the tests.
+    1. Write `value`, vectorised over any number of leading axes and attached to the parameters that f depends on.
+    2. Override `coordinate_change` if the structure of f makes it cheaper than evaluating f at every changed point.
+       (`_changes` helps: given a function that lists the points, it evaluates f at all of them, in chunks of bounded
+       memory and with the same noise for all.)
+    3. Override `coordinate_derivative` if the derivatives have a closed form.
+    4. In the tests, compare 2 and 3 with the methods of this class, in float64.
 
-    Attributes (those of `EvaluatedInChunks` beside them):
+    Attributes (those of `EvaluatedInChunks` come on top):
         event_dim: How many of the last axes of z are the event, categories of one-hot variables included.
-        degree: Degree of f as a polynomial in every coordinate, if it is one: derivatives above it vanish, which ends
-            the series of generalized stochastic backpropagation. None for other costs.
+        degree: If f is a polynomial in every coordinate, its degree: derivatives of higher order are zero, so the
+            series of generalized stochastic backpropagation ends there. None for other costs.
         closed_derivatives: Whether `coordinate_derivative` is cheap at any order.
-        closed_changes: Whether all changes together cost about as much as f itself, so that there is no use in sampling
-            them (`StochasticBackprop(num_changes=...)`).
+        closed_changes: Whether computing all changes costs about as much as evaluating f once. If so, estimating the
+            changes from a random selection (`StochasticBackprop(num_changes=...)`) would save nothing.
     """
 
     event_dim: int = 1
@@ -67,31 +74,34 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
-        """Return f(z), shape of z without its event axes, attached to what f depends on."""
+        """Return f(z), of the shape of z without its event axes, attached to the parameters that f depends on."""
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Return f(z) with its shape checked."""
+        """Return f(z), after checking its shape."""
         out = as_costs(self.value(z), z, self.event_dim)
         return as_floating(out, z)
 
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
         r"""Return how f changes when one coordinate of z moves, for every coordinate; without gradient.
 
-        Entry j is $f(z \text{ with } z_j := z_j^{new}) - f(z)$. A cost that draws noise of its own (a nested estimator)
-        draws the same noise at every point, so the differences carry none of it.
+        Entry j is $f(z \text{ with } z_j := z_j^{new}) - f(z)$. If f is random itself (a nested estimator), it is
+        evaluated with the same noise at every point, so that the differences contain no noise.
 
-        Cost: here one evaluation of f per coordinate and alternative, and one of f(z), vectorised in chunks.
+        Cost: in this class one evaluation of f for each coordinate and alternative, and one of f(z), vectorised in
+        chunks.
 
         Args:
             z: The point, shape `lead + event_shape`.
-            z_new: Scalar coordinates: shape of z. One-hot coordinates, whose category is the last event axis: shape
-                `(A,)` + shape of z, each alternative a one-hot vector per coordinate.
+            z_new: The new coordinates. For scalar coordinates: of the shape of z. For one-hot coordinates, whose
+                categories are the last event axis: A alternatives for each coordinate, shape `(A,)` + the shape of z,
+                each a one-hot vector.
 
         Returns:
-            Scalar coordinates: shape of z. One-hot coordinates: shape `(A,)` + shape of z without the category axis.
+            For scalar coordinates: a tensor of the shape of z. For one-hot coordinates: of shape `(A,)` + the shape of
+            z without the category axis.
 
         Raises:
-            ValueError: The shapes fit neither.
+            ValueError: The shapes of z and z_new fit neither kind of coordinates.
 
         Example:
             >>> import torch
@@ -114,28 +124,32 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
         return at.unflatten(change.reshape(len(at.z_new), coordinates, points).transpose(1, 2))
 
     def weighted_change(self, z: Tensor, z_new: Tensor, weights: Tensor) -> Tensor:
-        """Return `coordinate_change(z, z_new)`, or estimates of it that are best where it weighs most.
+        """Return the changes, exactly or as estimates, for a rule that multiplies each of them by its weight.
 
-        What rules ask for. Only a cost that samples its changes looks at the weights (`SampledChanges`).
+        The gradient rules call this method. In this class it is `coordinate_change`, and the weights are ignored.
+        `SampledChanges`, which evaluates only a random selection of the changes, selects by the weights: the larger
+        the weight of a change, the more it matters for the gradient.
 
         Args:
             z: As for `coordinate_change`.
             z_new: As for `coordinate_change`.
-            weights: By what the rule multiplies each change, in size; of the shape of the answer, or broadcastable.
+            weights: The numbers by which the rule multiplies the changes; only their absolute values count. Of the
+                shape of the result, or broadcastable to it.
         """
         return self.coordinate_change(z, z_new)
 
     def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
-        r"""Return some of the changes that `coordinate_change` returns all of: n at every point; without gradient.
+        r"""Return n selected changes at each point, instead of those of all coordinates; without gradient.
 
-        Cost: here n evaluations of f at every point, and one of f(z) unless it is given.
+        Cost: in this class n evaluations of f at every point, and one of f(z) unless `here` is given.
 
         Args:
-            z: The point, shape `lead + event_shape`.
+            z: The points, shape `lead + event_shape`.
             z_new: As for `coordinate_change`.
-            which: Which alternative, and which coordinate (counted through where the event has several axes), shape
-                `(n, points)` each, where `points` counts through the axes of `lead`.
-            here: f(z), shape `lead`, if that is known and f draws no noise; otherwise None.
+            which: The indices of the selected alternatives, and those of the selected coordinates, each of shape
+                `(n, points)`. `points` is the number of points, over all axes of `lead`; a coordinate's index counts
+                over all axes of the event.
+            here: f(z), shape `lead`, if it is known already and f is not random; otherwise None.
 
         Returns:
             Tensor of shape `(n, points)`.
@@ -155,9 +169,11 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
         r"""Return $\partial^n f / \partial z_j^n$ for every coordinate; without gradient.
 
-        Exact. Order 1 costs one backward pass of f. Order n above 1 costs n nested reverse passes at one copy of z per
-        coordinate, each pass about three times the one before: orders above 4 are for small problems.
-        Zero where f does not depend on z through differentiable operations.
+        The derivatives are exact. They are zero where f does not depend on z through differentiable operations.
+
+        Cost: in this class one backward pass of f for order 1. For order n > 1, f is evaluated at one copy of z for
+        each coordinate and differentiated n times in turn; each of these backward passes takes about three times as
+        long as the one before, so orders above 4 are for small problems.
 
         Args:
             z: The point, shape `lead + event_shape`, of floating type.
@@ -185,10 +201,11 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
             flat = z.detach().reshape(lead.numel(), -1 if z.numel() else 0)
             out = torch.empty_like(flat)
             noise = CommonNoise(z.device)
-            # The graph of a reverse pass holds a few times what it differentiates.
+            # The memory estimate: the graph of each backward pass is about twice as large as what it differentiates.
             for start, stop in self._chunks(flat.shape[1], z.numel() * z.element_size() * 2**order, z.device):
                 index = torch.arange(start, stop, device=z.device)
-                # Copy i moves along its own coordinate only, so derivatives of the sum are the unmixed ones.
+                # Copy i depends on `moved` through coordinate i only, so the derivatives of the sum over copies are
+                # those in one coordinate each, and no mixed ones.
                 moved = flat[:, start:stop].T.clone().requires_grad_()
                 points = flat.repeat(len(index), 1, 1)
                 points[index - start, :, index] = moved
@@ -198,23 +215,24 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
         return out.reshape(z.shape)
 
     def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
-        r"""Return the derivative of f in one coordinate after it moved, for every coordinate; without gradient.
+        r"""Return, for every coordinate, the derivative of f in it after it alone has moved; without gradient.
 
-        Entry j is $\partial f / \partial z_j$ at z with $z_j := z_j^{new}$; where coordinates are vectors (the entries
-        of a Dirichlet variable) it is the derivative in the given direction.
+        Entry j is $\partial f / \partial z_j$ at z with $z_j := z_j^{new}$. Where a coordinate is a vector (such as a
+        Dirichlet variable), entry j is the derivative of f in the given direction of that vector.
 
-        Cost: here one evaluation of f and of its gradient per coordinate and alternative, vectorised in chunks.
+        Cost: in this class one evaluation of f and of its gradient for each coordinate and alternative, vectorised in
+        chunks.
 
         Args:
             z: The point, shape `lead + event_shape`.
-            z_new: As for `coordinate_change`.
-            direction: For vector coordinates, shape of z_new; not given for scalars.
+            z_new: The moved coordinates, as for `coordinate_change`.
+            direction: The directions, for vector coordinates only; of the shape of z_new.
 
         Returns:
             Tensor of the shape that `coordinate_change` returns.
 
         Raises:
-            ValueError: The shapes do not fit.
+            ValueError: The shapes do not fit each other.
 
         Example:
             >>> import torch
@@ -244,7 +262,8 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
     def is_differentiable(self, z: Tensor) -> bool:
         """Whether f has a gradient in z; costs one evaluation of f and of its gradient.
 
-        Asked where f was evaluated before without a gradient: an error now means that f cannot be differentiated.
+        Call it only where f was evaluated at z before, without a gradient: then an error raised inside f means that f
+        cannot be differentiated, and not that it cannot be evaluated.
         """
         with torch.enable_grad():
             leaf = z.detach().clone().requires_grad_()
@@ -252,7 +271,7 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
                 value = self(leaf)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError:  # f works where z needs no gradient: NumPy, say, refuses tensors that do
+            except RuntimeError:  # such as NumPy's, which takes no tensors that require a gradient
                 return False
             if not value.requires_grad:
                 return False
@@ -260,12 +279,16 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
         return gradient is not None
 
     def exponential(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
-        r"""Return (ε, v) if in every coordinate f is a constant plus v_j ∝ $e^{\varepsilon_j z_j}$; else None."""
+        r"""Return (ε, v) if f is exponential in every coordinate; None, as here, if it is not.
+
+        That is: as a function of $z_j$ alone, f is a constant plus $v_j$, and $v_j$ is proportional to
+        $e^{\varepsilon_j z_j}$. Both tensors have, or broadcast to, the shape of z.
+        """
         return None
 
 
 def check_order(order: int) -> None:
-    """Raise unless `order` is the order of a derivative."""
+    """Raise ValueError unless `order` is at least 1."""
     if order < 1:
         raise ValueError(f"the order of a derivative must be at least 1, got {order}.")
 

@@ -15,7 +15,7 @@ from lightning_estimators.objectives.compilation import is_compiled
 from lightning_estimators.objectives.coordinates import Coordinates
 from lightning_estimators.objectives.linear import LinearObjective
 from lightning_estimators.objectives.softplus_change import (
-    WIDEST,
+    MAX_SPREAD,
     SoftplusAt,
     chebyshev_reach,
     chebyshev_terms,
@@ -35,10 +35,13 @@ __all__ = ["BernoulliLinear"]
 class BernoulliLinear(LinearObjective):
     r"""$f(z) = -\log p(x \mid z) = \sum_p \text{softplus}(a_p) - x_p a_p$, $a = W z + c$, z flattened over its event.
 
-    A move of coordinate j by δ adds $w = \delta W_{\cdot j}$ to the pre-activations (for one-hot coordinates w is the
-    new column minus the old), and the cost changes by
-    $\sum_p \log(1 + \sigma(a_p)(e^{w_p} - 1)) - x_p w_p$: no further product with W, and no difference of large
-    numbers. Holds for weights and pre-activations of any size.
+    When coordinate j moves by δ, the pre-activations change by $w = \delta W_{\cdot j}$ (for one-hot coordinates, by
+    the column of the new category minus that of the old one), and the cost changes by
+    $\sum_p \log(1 + \sigma(a_p)(e^{w_p} - 1)) - x_p w_p$. This needs no further product with W. It is computed without
+    subtracting large numbers of almost equal size, so it is accurate for weights and pre-activations of any size.
+
+    There are several ways to compute the sum over p; which one is used depends on the kind of the coordinates, on the
+    size of the weights, and on whether there is a compiler (`softplus_change`, `softplus_products`).
 
     Args:
         weight: W, shape `(P, D)`, D the number of entries of the event, categories included; also `(P,) + event_shape`.
@@ -60,8 +63,6 @@ class BernoulliLinear(LinearObjective):
         tensor([[ 0.3799,  1.0000],
                 [-0.3799,  1.4338]])
     """
-
-    cpu_chunk_bytes = 2**20  # intermediate results of a chunk should stay in the second-level cache
 
     closed_derivatives = True
     closed_changes = True
@@ -90,7 +91,8 @@ class BernoulliLinear(LinearObjective):
             weight, a, x = self._at(z)
             columns = weight.T.reshape(*at.z.shape[1:], -1)
             delta = (at.z_new - at.z).to(a.dtype)
-            # Only on CPU may the way depend on values: elsewhere, reading them would wait for the device.
+            # The faster methods need to know the values of z and W. They are used on the CPU only: on a GPU, reading a
+            # value would make the program wait until the GPU has computed it.
             readable = z.device.type == "cpu" and a.numel() > 0
             change = None
             if readable and not at.one_hot and bool((delta.abs() == delta.square()).all()):
@@ -102,15 +104,18 @@ class BernoulliLinear(LinearObjective):
         return at.unflatten(change)
 
     def _classes(self, a: Tensor, x: Tensor, columns: Tensor, at: Coordinates) -> Tensor | None:
-        """Return the changes for moves from one class to others, of all classes at once; None where it is not exact."""
+        """Return the changes when variables move from one category to others; None if this method is not accurate.
+
+        It computes the changes to all categories at once.
+        """
         columns, current = columns.contiguous(), at.z.argmax(-1)
         high, low = columns.amax(1, keepdim=True), columns.amin(1, keepdim=True)
         spread = (high - low).max().item()
         change = None
         if spread <= product_reach(8) and is_compiled(len(a) * columns.numel(), a.device):
-            # Only differences count, and around their middle exponentials are farthest from overflow.
+            # Only differences between columns count. Their middle is subtracted, so that exponentials do not overflow.
             change = self._compiled_classes(a, x, columns - (high + low) / 2, current, spread)
-        if change is None and spread <= WIDEST and not _small(columns):
+        if change is None and spread <= MAX_SPREAD and not _small(columns):
             change = class_changes(a, current, columns, spread, self._budget(a.device) // a.element_size())
             seen = (x @ columns.flatten(0, 1).T).reshape(change.shape)
             change -= seen - seen.gather(-1, current[..., None])
@@ -128,21 +133,26 @@ class BernoulliLinear(LinearObjective):
         return change
 
     def _flips(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor) -> Tensor:
-        """Return the changes for moves by -1, 0 or 1: by products or series, but for columns with huge weights."""
+        """Return the changes when coordinates move by -1, 0 or 1, as those of binary variables do.
+
+        Columns of W whose weights are too large for the compiled products and for the Chebyshev series are left to
+        `_moves`.
+        """
         reach = torch.maximum(columns.amax((1, 2)), -columns.amin((1, 2)))
-        # A series of six terms, for small weights, is as fast as the compiled products.
+        # Where weights are so small that a series of six terms suffices, it is as fast as the compiled products.
         long = chebyshev_terms(reach.max().item(), a.dtype) > 6
         compiled = long and is_compiled(len(a) * columns.numel(), a.device)
         near = reach <= (product_reach(8) if compiled else chebyshev_reach(24, a.dtype))
         if not near.all():
             change = torch.empty_like(delta[..., 0])
-            for some, way in ((near, self._flips), (~near, self._moves)):
+            for some, method in ((near, self._flips), (~near, self._moves)):
                 if some.any():
-                    change[:, :, some] = way(a, x, columns[some], delta[:, :, some])
+                    change[:, :, some] = method(a, x, columns[some], delta[:, :, some])
             return change
         if compiled:
             products = self._compiled_flips(a, x, columns, delta, reach.max().item())
-            return self._flips(a, x, columns, delta) if products is None else products  # no compiler: the other way
+            # After compiling has failed once, `is_compiled` is False, and the series is used.
+            return self._flips(a, x, columns, delta) if products is None else products
         block = self._budget(a.device) // a.element_size()
         odd, even = flip_changes(a, x, columns[:, 0], reach.max().item(), block)
         return delta[..., 0] * (odd + delta[..., 0] * even)
@@ -158,15 +168,16 @@ class BernoulliLinear(LinearObjective):
         return change[None]
 
     def _moves(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor) -> Tensor:
-        """Return the changes for any moves, shape `(A, L, J)`: element by element, in chunks."""
+        """Return the changes for moves of any size, shape `(A, L, J)`; slower than the methods for special moves."""
         coordinates, entries, outputs = columns.shape
-        # sum_p x_p w_p for every coordinate at once.
+        # The part that is linear in the move, sum_p x_p w_p, for all coordinates at once.
         seen = (x @ columns.reshape(-1, outputs).T).reshape(-1, coordinates, entries)
         change = -(delta * seen).sum(-1)
         compiled = is_compiled(len(delta) * len(a) * coordinates * outputs, a.device)
         if compiled and self._add_compiled_moves(change, a, columns, delta):
             return change
-        # In cache: sixteen tensors of some rows of a (half of them constant), then two of moves of those rows.
+        # Chunks are sized so that the intermediate results stay in the cache: sixteen tensors of some rows of a (half
+        # of them kept in `SoftplusAt`), and two tensors of moves for each of these rows.
         row = outputs * a.element_size()
         for first, last in self._chunks(len(a), 16 * row, a.device):
             softplus = SoftplusAt(a[first:last])
@@ -179,8 +190,9 @@ class BernoulliLinear(LinearObjective):
         return change
 
     def _add_compiled_moves(self, change: Tensor, a: Tensor, columns: Tensor, delta: Tensor) -> bool:
+        """Add the nonlinear part of the changes for moves of any size, compiled; return whether compiling worked."""
         entries = columns.shape[1]
-        # Moves of vectors are written out; those of scalars are a column times a number.
+        # The move of a scalar is a number times a column of W. The moves of vectors are computed as tensors first.
         for some in self._blocks(columns if entries == 1 else columns[:, :1].expand(-1, len(a), -1)):
             for alternative in range(len(delta)):
                 move = delta[alternative, :, some]
@@ -195,14 +207,14 @@ class BernoulliLinear(LinearObjective):
         return True
 
     def _blocks(self, columns: Tensor) -> list[slice]:
-        """Split columns into even blocks, of which two tables fit the cache."""
+        """Split columns into blocks of equal size, such that the two tables made of a block fit in the cache."""
         row = columns[0].numel() * columns.element_size()
         count = min(len(columns), math.ceil(2 * len(columns) * row / self._budget(columns.device)))
         edges = [len(columns) * i // count for i in range(count + 1)]
         return [slice(start, stop) for start, stop in pairwise(edges)]
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
-        r"""Return $\sum_p h^{(n)}(a_p) W_{pj}^n$, h = softplus - x a: exact, two matrix products at any order."""
+        r"""Return $\sum_p h^{(n)}(a_p) W_{pj}^n$ with $h(a_p) = \text{softplus}(a_p) - x_p a_p$."""
         check_order(order)
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             weight, a, x = self._at(z)
@@ -210,7 +222,7 @@ class BernoulliLinear(LinearObjective):
             return (slope @ weight**order).reshape(z.shape)
 
     def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
-        r"""Return $\sum_p (\sigma(a_p + w_p) - x_p)\, d_p$, d the column of W, or W times the direction."""
+        r"""Return $\sum_p (\sigma(a_p + w_p) - x_p)\, d_p$, where d is column j of W, or W times the direction."""
         at = Coordinates.of(z, z_new, self.event_dim)
         along = at.directions(direction)
         _, coordinates, entries = at.z.shape
@@ -228,11 +240,11 @@ class BernoulliLinear(LinearObjective):
         return at.unflatten(out)
 
     def is_differentiable(self, z: Tensor) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def _at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return da/dz, pre-activations and targets, flattened to `(L, P)`, in float32 or better."""
+        """Return da/dz, and pre-activations and targets of shape `(L, P)`, all in at least float32."""
         dtype = torch.promote_types(torch.promote_types(self.weight.dtype, z.dtype), torch.float32)
         weight = self.weight.to(dtype)
         a = self.pre_activations_again(z, dtype)
@@ -241,7 +253,7 @@ class BernoulliLinear(LinearObjective):
 
 
 def _are_classes(at: Coordinates) -> bool:
-    """Whether coordinates are one-hot vectors, and most alternatives are asked for."""
+    """Whether coordinates are one-hot vectors, of which at least half of all categories are wanted as alternatives."""
     return at.one_hot and 2 * len(at.z_new) >= at.z.shape[-1] and _are_one_hot(at.z) and _are_one_hot(at.z_new)
 
 
@@ -250,13 +262,16 @@ def _are_one_hot(z: Tensor) -> bool:
 
 
 def _small(columns: Tensor) -> bool:
-    """Whether moves may be so small that beside 1 they would lose their digits."""
+    """Whether the weights are so small that 1 + the change would round most digits of the change away."""
     return columns.abs().mean().item() < 1e5 * torch.finfo(columns.dtype).eps
 
 
 def sigmoid_derivative(a: Tensor, order: int) -> Tensor:
-    """Return the derivative of the logistic function of the given order, at least 1, as a polynomial in it."""
-    s = torch.sigmoid(-a.abs())  # below 1/2: accurate in the tails, which mirror each other
+    """Return the derivative of the given order, at least 1, of the logistic function.
+
+    It is computed as a polynomial in the logistic function itself.
+    """
+    s = torch.sigmoid(-a.abs())  # at most 1/2, which keeps all digits in both tails; they are symmetric
     out = torch.zeros_like(s)
     for c in reversed(_sigmoid_polynomial(order)):
         out = out * s + c
@@ -266,7 +281,10 @@ def sigmoid_derivative(a: Tensor, order: int) -> Tensor:
 
 @cache
 def _sigmoid_polynomial(order: int) -> tuple[int, ...]:
-    """Coefficients of q_n in sigma^(n) = sigma' q_n(sigma): q_1 = 1, q_{n+1} = (1 - 2s) q_n + s(1 - s) q_n'."""
+    """Return the coefficients of the polynomial q_n in sigma^(n) = sigma' q_n(sigma).
+
+    They follow from q_1 = 1 and q_{n+1}(s) = (1 - 2s) q_n(s) + s(1 - s) q_n'(s).
+    """
     if order == 1:
         return (1,)
     q = _sigmoid_polynomial(order - 1)

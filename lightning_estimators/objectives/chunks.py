@@ -1,4 +1,4 @@
-"""Evaluating a cost at many points: in chunks of bounded memory, under common noise."""
+"""Evaluating a cost at many points, in chunks of bounded memory and with the same noise at every point."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ __all__ = ["EvaluatedInChunks", "as_floating"]
 
 
 class EvaluatedInChunks:
-    """Mixin of costs that are evaluated at many points.
+    """Mixin for costs that are evaluated at many points.
 
     Attributes:
-        chunk_bytes: Bytes of changed points evaluated at once (what f allocates for them comes on top, in proportion);
-            None stands for `cpu_chunk_bytes` on CPU, where chunks should stay in cache, and 256 MiB elsewhere. At least
-            one point is evaluated at a time.
+        chunk_bytes: How many bytes of points are evaluated at once, at least one point; the memory that f itself
+            allocates comes on top and grows in proportion. None for `cpu_chunk_bytes` on the CPU, and for 256 MiB on
+            other devices.
+        cpu_chunk_bytes: The default on the CPU, small enough that the intermediate results of f, which take several
+            times as much memory as the points, stay in the processor's cache.
     """
 
     chunk_bytes: int | None = None
-    cpu_chunk_bytes: ClassVar[int] = 2**20  # what f makes of it, several times as large, should stay in cache
+    cpu_chunk_bytes: ClassVar[int] = 2**20
 
     def _changes(
         self,
@@ -34,14 +36,14 @@ class EvaluatedInChunks:
         count: int,
         here: Tensor | None = None,
     ) -> Tensor:
-        """Return f(points) - f(at), evaluated in chunks under common noise.
+        """Return f(points) - f(at), evaluated in chunks and with the same noise at every point.
 
         Args:
-            f: Maps `(n,) + at.shape` to `(n,) + lead`, and `at` to `lead`.
-            at: The point that all others are compared with.
-            points: Maps indices, shape `(n,)`, to the points of that index, shape `(n,) + at.shape`.
+            f: Maps a tensor of shape `(n,) + at.shape` to one of shape `(n,) + lead`, and `at` to one of shape `lead`.
+            at: The point with which all others are compared.
+            points: Maps indices, shape `(n,)`, to the points with these indices, shape `(n,) + at.shape`.
             count: How many points there are.
-            here: f(at), if it is known and f draws no noise.
+            here: f(at), if it is known already and f is not random; otherwise None.
 
         Returns:
             Tensor of shape `(count,) + lead`.
@@ -56,11 +58,11 @@ class EvaluatedInChunks:
         return out
 
     def _chunks(self, count: int, bytes_each: int, device: torch.device) -> Iterator[tuple[int, int]]:
-        """Yield ranges that make up `range(count)`, each as long as the byte budget allows."""
+        """Split `range(count)` into ranges, each as long as the memory budget allows, and yield their ends."""
         step = max(1, self._budget(device) // max(1, bytes_each))
         pace = Pace(count)
-        # The incomplete range comes first: a cost that draws noise for every point has then drawn most at the last one,
-        # and what is drawn next is new.
+        # The incomplete range comes first. A cost that draws noise for every point then draws most in the last range,
+        # so the random generator ends in its most advanced state, and what is drawn afterwards is new noise.
         for stop in range((count - 1) % step + 1, count + 1, step):
             yield max(0, stop - step), stop
             pace.check(stop)
@@ -72,5 +74,10 @@ class EvaluatedInChunks:
 
 
 def as_floating(cost: Tensor, like: Tensor) -> Tensor:
-    """Return costs that are counts or truth values as numbers of the dtype of `like`, in which differences exist."""
+    """Return costs as floating-point numbers, so that they can be subtracted: integers and booleans are converted.
+
+    Args:
+        cost: The costs.
+        like: A tensor of the dtype to which integers and booleans are converted.
+    """
     return cost if cost.is_floating_point() else cost.to(like.dtype)

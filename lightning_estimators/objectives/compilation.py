@@ -1,4 +1,4 @@
-"""Where a compiler is at hand, and functions of tensors that it fuses: one place decides, caches and warns."""
+"""Compiling functions of tensors with `torch.compile`: whether to, keeping what was compiled, and what if it fails."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from lightning_estimators.private_api import mark_compiled_sizes
 
 __all__ = ["compile_choice", "compiled_or_none", "compiler_at_hand", "is_compiled"]
 
-WORTHWHILE = 2**22
-"""How many elements make a question worth the seconds that compiling takes."""
+MIN_ELEMENTS = 2**22
+"""From how many elements on a computation is worth the seconds that compiling takes."""
 
-# The fused loop should stay one loop: intermediate results are used more than once, but never stored. With products
-# contracted into fused multiply-adds, as the processor has them.
+# The first three options keep the compiler from splitting the computation into several loops with intermediate results
+# in memory, although these results are used more than once. The last one allows fused multiply-add instructions.
 _OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
     "realize_opcount_threshold": 10**6,
     "realize_reads_threshold": 10**6,
@@ -36,12 +36,12 @@ _OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
 }
 
 _choice: ContextVar[bool | None] = ContextVar("compile_choice", default=None)
-_failed: set[str] = set()  # device types on which compiling failed: not tried again, and told once
+_failed: set[str] = set()  # types of devices on which compiling failed once; it is not tried there again
 
 
 @contextmanager
 def compile_choice(choice: bool | None) -> Iterator[None]:  # noqa: FBT001
-    """Have objectives compile always (True), never (False), or for large problems where a compiler is found (None)."""
+    """Let objectives compile always (True), never (False), or where it pays and there is a compiler (None)."""
     token = _choice.set(choice)
     try:
         yield
@@ -50,19 +50,23 @@ def compile_choice(choice: bool | None) -> Iterator[None]:  # noqa: FBT001
 
 
 def is_compiled(elements: int, device: torch.device) -> bool:
-    """Whether to ask `compiled_or_none` for a question of that many elements.
+    """Whether to use `compiled_or_none` for a computation of that many elements.
 
-    Depends on sizes, device, the choice, and whether a compiler is there: the same in a run that is resumed.
+    The answer depends only on the size, the device, `compile_choice`, and on whether there is a compiler. It never
+    depends on timings, so a resumed run decides as the first one did and yields the same numbers.
     """
     choice = _choice.get()
     if choice is False or device.type in _failed or torch.compiler.is_compiling():
         return False
-    return choice is True or (elements >= WORTHWHILE and compiler_at_hand(device.type))
+    return choice is True or (elements >= MIN_ELEMENTS and compiler_at_hand(device.type))
 
 
 @cache
 def compiler_at_hand(device_type: str) -> bool:
-    """Whether what `torch.compile` needs is installed: a C++ compiler and Python's headers, or Triton on CUDA."""
+    """Whether everything that `torch.compile` needs is installed.
+
+    On the CPU that is a C++ compiler and Python's header files; on CUDA it is Triton and a C compiler.
+    """
     if _is_switched_off():
         return False
     if device_type == "cuda":
@@ -77,13 +81,13 @@ def compiler_at_hand(device_type: str) -> bool:
 def compiled_or_none(
     function: Callable[..., Tensor], arguments: Sequence[Tensor], sizes: Sequence[Sequence[int]]
 ) -> Tensor | None:
-    """Return the compiled function of the arguments, or None where compiling fails, which warns once.
+    """Compile a function, once, and return its value; warn and return None if compiling fails.
 
     Args:
-        function: Of the module's top level, so that all callers share what is compiled.
-        arguments: Tensors.
-        sizes: For each argument the axes whose sizes may differ from call to call; one compilation serves them all.
-            Sizes of other axes, and sizes of 1, are compiled in.
+        function: A function defined at the top level of a module, so that all callers share its compiled version.
+        arguments: The tensors to call it with.
+        sizes: For each argument, the axes whose sizes may differ from call to call without compiling again. Sizes of
+            all other axes, and sizes of 1, become constants of the compiled program.
     """
     for argument, varying in zip(arguments, sizes, strict=True):
         mark_compiled_sizes(argument, varying)
@@ -91,7 +95,7 @@ def compiled_or_none(
         return _compiled(function)(*arguments)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # compilers fail in many ways, and none is worth ending a run that can go on without
+    except Exception as error:  # compilers fail in many ways, and the run can go on without any of them
         kind = arguments[0].device.type
         _failed.add(kind)
         needs = "Triton and a C compiler" if kind == "cuda" else "a C++ compiler (g++) and Python's headers"
@@ -110,7 +114,7 @@ def _is_switched_off() -> bool:
 
 @contextmanager
 def _validation_of_distributions_kept() -> Iterator[None]:
-    """Undo what torch.compile does when it is first used: it stops all distributions from checking their arguments."""
+    """Keep the validation of distributions' arguments, which torch.compile turns off everywhere when first used."""
     validated = _distributions_validate()
     try:
         yield

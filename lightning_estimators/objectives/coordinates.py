@@ -1,4 +1,4 @@
-"""One layout for both kinds of coordinates, so that objectives work out a change once."""
+"""One layout for scalar and for one-hot coordinates, so that objectives compute changes of both by the same code."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ __all__ = ["Coordinates"]
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Coordinates of z and what they change to, flattened: a scalar is a vector of one entry with one alternative.
+    """The coordinates of z and the alternatives to which they change, with flattened axes.
+
+    Scalar coordinates are treated as vectors with one entry that have one alternative.
 
     Attributes:
-        z: Shape `(L, J, K)`: L points (the lead axes), J coordinates, K entries each (1 for scalars).
+        z: Shape `(L, J, K)`: L points, J coordinates, and K entries of each (1 for scalars).
         z_new: Shape `(A, L, J, K)`: A alternatives for each coordinate.
-        lead: Axes of z before the event.
-        coords: Event axes, without the category axis.
+        lead: The shape of z before the event axes, whose sizes multiply to L.
+        coords: The shape of the event without the category axis, whose sizes multiply to J.
         one_hot: Whether the last event axis is a category axis.
     """
 
@@ -30,7 +32,7 @@ class Coordinates:
 
     @classmethod
     def of(cls, z: Tensor, z_new: Tensor, event_dim: int) -> Coordinates:
-        """Read off what `Objective.coordinate_change` was given.
+        """Flatten the arguments of `Objective.coordinate_change`.
 
         Raises:
             ValueError: The shapes fit neither scalar nor one-hot coordinates.
@@ -50,10 +52,10 @@ class Coordinates:
         return cls(z.reshape(flat), z_new.to(z.dtype).reshape(alternatives, *flat), lead, coords, one_hot)
 
     def directions(self, direction: Tensor | None) -> Tensor:
-        """Return directions in the layout of `z_new`; ones for scalars.
+        """Return the directions of `Objective.coordinate_slope` in the layout of `z_new`; ones for scalars.
 
         Raises:
-            ValueError: Vector coordinates without directions, or scalars with them.
+            ValueError: Directions are missing for vector coordinates, or given for scalar ones.
         """
         if (direction is None) == self.one_hot:
             raise ValueError(
@@ -65,6 +67,6 @@ class Coordinates:
         return direction.expand(len(self.z_new), *self.lead, *self.coords, self.z.shape[-1]).reshape(self.z_new.shape)
 
     def unflatten(self, change: Tensor) -> Tensor:
-        """Give changes of shape `(A, L, J)` the shape `coordinate_change` promises."""
+        """Reshape changes of shape `(A, L, J)` to the shape that `Objective.coordinate_change` returns."""
         shape = (*self.lead, *self.coords)
         return change.reshape((len(change), *shape) if self.one_hot else shape)

@@ -12,7 +12,7 @@ __all__ = ["ExponentialCost"]
 
 
 class ExponentialCost(Objective):
-    r"""$f(z) = \sum_j e^{\varepsilon z_j}$: the series of generalized stochastic backpropagation sums to a closed form.
+    r"""$f(z) = \sum_j e^{\varepsilon z_j}$, for which the series of stochastic backpropagation has a closed form.
 
     Args:
         rate: ε, a number or a tensor broadcastable to the event.
@@ -40,26 +40,26 @@ class ExponentialCost(Objective):
         return terms.flatten(-self.event_dim).sum(-1) if self.event_dim else terms
 
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
-        """Return the changes of the terms."""
+        """Return the changes of the exponentials."""
         if z_new.ndim != z.ndim:
             return super().coordinate_change(z, z_new)
         return torch.exp(self.rate * z) * torch.expm1(self.rate * (z_new - z))
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
-        """Return ε^n times the terms."""
+        """Return ε^n times the exponentials."""
         check_order(order)
         return torch.as_tensor(self.rate, dtype=z.dtype, device=z.device) ** order * torch.exp(self.rate * z)
 
     def coordinate_slope(self, z: Tensor, z_new: Tensor, direction: Tensor | None = None) -> Tensor:
-        """Return ε times the moved terms."""
+        """Return ε times the exponentials of the moved coordinates."""
         if direction is not None or z_new.ndim != z.ndim:
             return super().coordinate_slope(z, z_new, direction)
         return self.rate * torch.exp(self.rate * z_new)
 
     def is_differentiable(self, z: Tensor) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def exponential(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ε and the terms."""
+        """Return ε and the exponentials."""
         return torch.as_tensor(self.rate, dtype=z.dtype, device=z.device), torch.exp(self.rate * z)

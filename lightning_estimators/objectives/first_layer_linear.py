@@ -1,4 +1,4 @@
-"""Networks that begin with a linear layer: moving one coordinate is a rank-one update of the first pre-activation."""
+"""Costs that begin with a linear layer, whose output is updated and not recomputed when one coordinate of z moves."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ __all__ = ["FirstLayerLinear"]
 class FirstLayerLinear(LinearObjective):
     r"""$f(z) = \text{rest}(W z + c)$, z flattened over its event axes.
 
-    Requires nothing of `rest`. Cost of changes and slopes: one evaluation of `rest` (slopes: and of its gradient) per
-    coordinate and alternative, in chunks of `chunk_bytes` of pre-activations, but none of the first layer (the largest,
-    where there are more latents than hidden units). Noise inside `rest`, of a nested estimator, is the same everywhere.
+    When coordinate j moves by δ, the pre-activation $W z + c$ changes by δ times column j of W. `rest` may be any
+    function. If it is random (a nested estimator), it is evaluated with the same noise at every changed point.
+
+    Cost: changes take one evaluation of `rest` for each coordinate and alternative, and slopes also one of its
+    gradient, in chunks of `chunk_bytes` of pre-activations. The first layer, which is the largest where there are more
+    latents than hidden units, is evaluated once.
 
     Args:
         weight: W, shape `(H, D)`, D the number of entries of the event, categories included; also `(H,) + event_shape`.
         bias: c, shape `(H,)`, or None.
-        rest: Maps pre-activations `lead + (H,)` to costs `lead`; lead may gain axes on the left.
+        rest: Maps pre-activations of shape `lead + (H,)` to costs of shape `lead`, for any number of axes in `lead`.
         event_dim: How many of the last axes of z are the event, categories included.
 
     Raises:
@@ -68,7 +71,7 @@ class FirstLayerLinear(LinearObjective):
         return at.unflatten(change.reshape(len(at.z_new), coordinates, points).transpose(1, 2))
 
     def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
-        """Return some of the changes, by rank-one updates too (shapes as in `Objective.chosen_changes`)."""
+        """Return the selected changes (shapes as in `Objective.chosen_changes`)."""
         at = Coordinates.of(z, z_new, self.event_dim)
         points = torch.arange(len(at.z), device=z.device)
         with torch.no_grad():

@@ -17,12 +17,13 @@ __all__ = ["GaussianLinear"]
 class GaussianLinear(LinearObjective):
     r"""$f(z) = -\log p(x \mid z) = \sum_p \frac{(a_p - x_p)^2}{2 s^2} + \log s + \frac12 \log 2\pi$, $a = W z + c$.
 
-    z is flattened over its event. Quadratic in every coordinate: a move of coordinate j by δ adds
-    $w = \delta W_{\cdot j}$ to the means (for vector coordinates, w is W times the move of the vector) and changes the
-    cost by $\langle a - x, w \rangle / s^2 + \lVert w \rVert^2 / 2s^2$; derivatives above the second vanish, which ends
-    the series of generalized stochastic backpropagation.
+    z is flattened over its event. The cost is quadratic in every coordinate. When coordinate j moves by δ, the means
+    change by $w = \delta W_{\cdot j}$ (for vector coordinates, by W times the move of the vector), and the cost by
+    $\langle a - x, w \rangle / s^2 + \lVert w \rVert^2 / 2s^2$. Derivatives above the second vanish, so the series of
+    generalized stochastic backpropagation ends.
 
-    Cost: everything is two matrix products, or D for vector coordinates.
+    Cost: changes, slopes and derivatives take two matrix products. For vector coordinates, the products of the columns
+    of W within each coordinate come on top.
 
     Args:
         weight: W, shape `(P, D)`, D the number of entries of the event, categories included; also `(P,) + event_shape`.
@@ -77,7 +78,7 @@ class GaussianLinear(LinearObjective):
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             slope, weight = self._slope(z, at)
             delta = (at.z_new - at.z).to(slope.dtype)
-            # Half of the curvature along the move, on top of the slope.
+            # The exact change of a quadratic function: the slope, and half of the curvature along the move.
             change = (delta * (slope + self._bend(delta, weight) / 2)).sum(-1)
         return at.unflatten(change)
 
@@ -102,7 +103,7 @@ class GaussianLinear(LinearObjective):
         return at.unflatten(out)
 
     def is_differentiable(self, z: Tensor) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def _slope(self, z: Tensor, at: Coordinates) -> tuple[Tensor, Tensor]:
@@ -114,8 +115,8 @@ class GaussianLinear(LinearObjective):
         return (residuals @ weight).reshape(at.z.shape), weight
 
     def _bend(self, delta: Tensor, weight: Tensor) -> Tensor:
-        """Return how the gradient in each coordinate changes as that coordinate moves, shape of delta."""
+        """Return by how much the gradient in each coordinate changes when that coordinate moves; shape of delta."""
         _, _, coordinates, entries = delta.shape
         columns = weight.reshape(-1, coordinates, entries) / self.scale
-        gram = torch.einsum("pja,pjb->jab", columns, columns)  # of each coordinate's own entries
+        gram = torch.einsum("pja,pjb->jab", columns, columns)  # second derivatives within each coordinate
         return torch.einsum("sljb,jab->slja", delta, gram)

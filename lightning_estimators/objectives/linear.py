@@ -1,4 +1,4 @@
-"""Costs that begin with a linear layer."""
+"""The base class of costs that begin with a linear layer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ __all__ = ["LinearObjective"]
 class LinearObjective(Objective):
     """A cost of the pre-activations $a = W z + c$, z flattened over its event axes.
 
-    An estimator asks for the value of f at its samples first, and then for changes or slopes at the same samples. The
-    pre-activations of the value are kept for that second question, so the product with W is computed once.
+    An estimator first evaluates f at its samples, and then changes or slopes at the same samples. The pre-activations
+    of the first evaluation are kept for the second, so the product with W is computed once in a call of an estimator.
 
-    Implementing one: what `Objective` says, with `pre_activations` in `value`, and `pre_activations_again` elsewhere.
+    Implementing one: follow `Objective`; call `pre_activations` in `value`, and `pre_activations_again` in all other
+    methods.
 
     Args:
         weight: W, shape `(outputs, inputs)`; or `(outputs,) + event_shape`.
@@ -49,10 +50,11 @@ class LinearObjective(Objective):
         return a
 
     def pre_activations_again(self, z: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return W z + c in the given dtype, without gradient; those of the value if that was asked at the same z."""
+        """Return W z + c in the given dtype, without gradient; taken from `value` if it was called at the same z."""
         if self._kept is not None:
             scope, seen, a = self._kept
-            # Within one call of an estimator neither z nor W changes; outside of any, scopes are never equal.
+            # Within one call of an estimator, which is one scope, neither z nor W changes. Outside of any estimator
+            # no two scopes are equal, so nothing is reused.
             if scope == current_scope() and seen() is z and a.dtype == dtype:
                 return a
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Costs that were observed: of an action that was taken, of an answer that was rated."""
+"""Costs that were observed at given samples: the returns of actions that were taken, the ratings of answers."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ class Observed(Objective):
     the costs depend on the parameters of q through the actions only. That is what reinforcement learning needs, where
     an action is drawn while acting and its return is known later, and what bandits and rated answers need.
 
-    Requirements: an estimator that needs f at one sample only (`GradientEstimator.takes_observed_costs`). REINFORCE
-    needs nothing else. RELAX draws both of its relaxed samples given the action: $p(z)\,\delta(b = H(z))\,p(\tilde z|b)
-    = p(b)\,p(z|b)\,p(\tilde z|b)$, so the three have the joint distribution that they would have had. LAX finds the
-    path that led to the action. The noise that the estimator then draws must be independent of the noise with which the
-    action was drawn: never seed both alike. All others evaluate f elsewhere and refuse.
+    Requirements: an estimator that evaluates f at its sample only (`GradientEstimator.takes_observed_costs`); others
+    refuse. For REINFORCE the action is the sample. RELAX draws its two relaxed samples z and $\tilde z$ given the
+    action b. Since $p(z)\,\delta(b = H(z))\,p(\tilde z|b) = p(b)\,p(z|b)\,p(\tilde z|b)$, all three then have the same
+    joint distribution as if RELAX had drawn z first. LAX computes the noise that leads to the action, and
+    differentiates the path from there. The noise that an estimator draws must be independent of the noise with which
+    the action was drawn: never use the same seed for both.
 
     Args:
         actions: The samples, shape `batch_shape + event_shape` of q; where the estimator takes several samples,
             `(num_samples,) + batch_shape + event_shape` (several answers to each question, say).
         costs: What each of them cost, shape of the actions without their event axes. To maximise rewards, give minus
             the rewards. Gradients flow into them.
-        log_prob: The log-probability, or log-density, of the actions under the distribution that they were drawn from,
+        log_prob: The log-probability (or log-density) of the actions under the distribution from which they were drawn,
             of the shape of the costs. If given, it is compared with that under q, and a batch that was drawn from
-            another distribution, as that of an older policy, is refused. It may differ by rounding: by the root of the
-            machine epsilon of its dtype or that of q, whichever is coarser, times 1 + its absolute value.
+            another distribution, such as that of an older policy, is refused. Rounding is allowed for: the two may
+            differ by 1 + the absolute value, times the square root of the machine epsilon of the coarser dtype.
 
     Raises:
         ValueError: The shapes do not fit one another; or, when an estimator is called, they do not fit q, or `log_prob`
@@ -72,10 +73,10 @@ class Observed(Objective):
             )
 
     def value(self, z: Tensor) -> Tensor:
-        """Return the costs, if z is the actions.
+        """Return the costs; z must be the actions.
 
         Raises:
-            ValueError: It is not.
+            ValueError: z is anything else.
         """
         if z.requires_grad or z.shape != self.actions.shape or not torch.equal(z, self.actions):
             raise ValueError(
@@ -85,16 +86,17 @@ class Observed(Objective):
         return self.costs
 
     def laid_out_for(self, q: Distribution, sample_shape: tuple[int, ...]) -> Observed:
-        """Return the same costs as a plug-in needs them: with an axis of samples in front, and no indices.
+        """Return the same costs in the form that estimators work with.
 
-        Actions are converted to the precision of q, at least float32, and indices of classes to one-hot vectors.
+        An axis of samples is added in front if it is missing. Indices of classes become one-hot vectors. Actions and
+        costs are converted to the precision of q, and to float32 where that is coarser.
 
         Args:
-            q: The distribution that an estimator was called with.
-            sample_shape: The axes of samples; an axis of one sample may be missing in what was given.
+            q: The distribution with which an estimator was called.
+            sample_shape: The shape of the axes of samples; an axis of one sample may be missing in the actions.
 
         Raises:
-            ValueError: The actions are of another shape, or `log_prob` is not that of q.
+            ValueError: The shape of the actions does not fit q, or `log_prob` is not that of q.
         """
         expected = (*sample_shape, *q.batch_shape, *q.event_shape)
         actions, costs, log_prob = self.actions, self.costs, self.log_prob
@@ -119,10 +121,11 @@ class Observed(Objective):
 
 
 def observed_actions(f: Objective) -> Tensor | None:
-    """Return the samples at which the costs of f were observed, or None if an estimator may draw its own.
+    """Return the samples at which the costs of f were observed; None if f is not `Observed`.
 
     Args:
-        f: The cost as a plug-in gets it: samples first, shape `(num_samples,) + batch_shape + event_shape`.
+        f: The cost that an estimator's `estimate` is given. The samples have shape
+            `(num_samples,) + batch_shape + event_shape`.
     """
     return f.actions if isinstance(f, Observed) else None
 
@@ -132,7 +135,8 @@ def _check_log_prob(q: Distribution, actions: Tensor, log_prob: Tensor) -> None:
         now = q.log_prob(actions)
         rounding = max(torch.finfo(now.dtype).eps, torch.finfo(log_prob.dtype).eps) ** 0.5
         difference = (now.double() - log_prob.double()).abs()
-        # Where both are minus infinity the difference is not a number, and the action could not have been drawn.
+        # Where both are minus infinity the difference is NaN. It counts as different, since such an action cannot have
+        # been drawn.
         scale = 1 + torch.minimum(now.abs(), log_prob.abs())
         differs = (difference <= rounding * scale).logical_not()
         if differs.any():

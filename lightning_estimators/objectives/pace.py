@@ -1,4 +1,4 @@
-"""How long a loop over changed points will take, told before it is over."""
+"""A watch on loops that may take very long: a warning or an error early, instead of a program that seems to hang."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import warnings
 __all__ = ["Pace"]
 
 _SLOW, _HOPELESS = 60.0, 600.0  # seconds for one call of an estimator
-_MEASURED = 1.0  # seconds after which the pace is known well enough
+_MEASURED = 1.0  # seconds after which the speed of the loop is known well enough
 
 
 class Pace:
-    """Watches a loop: warns once if it will take more than a minute, and gives up if it will take more than ten.
+    """Estimates how long a loop will take: warns if that is more than a minute, and raises if it is more than ten.
 
     Args:
-        count: How many points there are in all.
+        count: How many points the loop evaluates.
     """
 
     def __init__(self, count: int) -> None:
@@ -24,7 +24,10 @@ class Pace:
         self.told = False
 
     def check(self, done: int) -> None:
-        """Compare the pace so far with what is left; the first chunk, which may be spent on warming up, does not count.
+        """Estimate the remaining time once, from all chunks but the first one, which may include starting costs.
+
+        Args:
+            done: How many points have been evaluated.
 
         Raises:
             ValueError: The loop would take more than ten minutes.

@@ -1,4 +1,4 @@
-"""Costs written for one leading axis, as most layers and losses of torch are."""
+"""Turning a cost written for a batch of examples, as most layers and losses of torch are, into one for estimators."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ __all__ = ["per_example"]
 def per_example(
     f: Callable[..., Tensor], *data: Tensor, event_dim: int = 1, batch_dim: int = 1
 ) -> Callable[[Tensor], Tensor]:
-    """Return a cost for estimators from one that takes a list of examples: one leading axis, and one cost for each.
+    """Return a cost for estimators, given a cost f that takes exactly one leading axis, the examples of a batch.
 
     Estimators evaluate a cost at z of shape `sample_shape + batch_shape + event_shape`, with any number of leading
-    axes; `cross_entropy`, convolutions and BatchNorm take exactly one. The returned cost folds all leading axes into
-    one, repeats the data of the batch to match, and unfolds the answer. BatchNorm in training mode couples the
-    examples, which estimators cannot see (`GradientEstimator.forward`): use it in evaluation mode, or GroupNorm.
+    axes, but `cross_entropy`, convolutions and BatchNorm take exactly one. The returned cost merges all leading axes
+    into one, repeats the data of the batch to match, calls f, and restores the axes. BatchNorm in training mode makes
+    the cost of an example depend on the other examples, for which estimators are not made (see
+    `GradientEstimator.forward`): use it in evaluation mode, or use GroupNorm.
 
     Args:
-        f: Maps z of shape `(N,) + event_shape` and each of the data, of shape `(N, ...)`, to costs of shape `(N,)`.
-        data: Tensors that belong to the batch (targets, images), shape `batch_shape + ...`.
+        f: Maps z of shape `(N,) + event_shape`, and each of the data, of shape `(N, ...)`, to costs of shape `(N,)`.
+        data: Tensors that belong to the batch, such as targets or images, each of shape `batch_shape + ...`.
         event_dim: How many of the last axes of z are the event, categories of one-hot variables included.
         batch_dim: How many axes the batch has.
 

@@ -1,4 +1,4 @@
-"""A cost that estimates its coordinate changes from a few of them: a guess, corrected where it was checked."""
+"""Estimating the changes of f in all coordinates from evaluations of a few: a prediction, corrected where evaluated."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["ChangeModel", "ObservedChanges", "SampledChanges"]
 
 @dataclass(frozen=True)
 class ChangeModel:
-    """What is known of changes from earlier calls, by entry of the event; see `SampledChanges`.
+    """A regression model that predicts changes, fitted to those of earlier calls; see `SampledChanges`.
 
     Attributes:
-        coefficients: a, c, d of every entry, shape `(entries, 3)`.
-        error: Usual size of the error of a guess over the step, shape `(entries,)`.
-        slopes: How the gradient of f in one entry depends on another one, in the mean, shape `(entries, entries)`: row
-            i is that of the gradient in entry i, zero where the other is of the same variable. None for not known.
+        coefficients: The coefficients a, c, d for every entry of the event, shape `(entries, 3)`.
+        error: The typical absolute error of the prediction, divided by the step, for every entry, shape `(entries,)`.
+        slopes: The matrix C, shape `(entries, entries)`. Row i holds the average derivatives of the gradient of f in
+            entry i with respect to every other entry; zero for entries of the same variable. None if it is not known.
     """
 
     coefficients: Tensor
@@ -35,15 +35,20 @@ class ChangeModel:
 
 @dataclass(frozen=True)
 class ObservedChanges:
-    r"""What one question told about changes: T that were evaluated, of L points with `entries` each.
+    r"""The changes that were evaluated in one call of `SampledChanges.weighted_change`, to which a model is fitted.
+
+    T changes were evaluated, at L points that have `entries` entries each. δ is the step of a change.
 
     Attributes:
-        entries: Which entry of the event moved (of vectors: the one that grew most), shape `(T,)`.
-        features: $(\langle \delta, \nabla f \rangle / \delta,\ 1,\ \delta / 2)$, δ the step, shape `(T, 3)`.
-        change: Change over step, shape `(T,)`.
-        guess: What it was guessed to be, shape `(T,)`.
-        weights: Of the step in the gradient, squared, over how often this one is drawn in the mean, shape `(T,)`.
-        importance: Of every entry's step in the gradient, squared, shape `(L, entries)`.
+        entries: The index of the entry of the event that moved (of one-hot vectors, the entry that grew most), shape
+            `(T,)`.
+        features: The three features $(\langle \text{move}, \nabla f \rangle / \delta,\ 1,\ \delta / 2)$ of the
+            prediction, shape `(T, 3)`.
+        change: The change divided by δ, shape `(T,)`.
+        guess: The prediction of it, shape `(T,)`.
+        weights: The squared weight of this change in the gradient, divided by how often the change is drawn on
+            average, shape `(T,)`.
+        importance: The squared weight in the gradient of a step in every entry, shape `(L, entries)`.
     """
 
     entries: Tensor
@@ -56,19 +61,19 @@ class ObservedChanges:
 
 @dataclass(frozen=True)
 class _Steps:
-    """Changes in question, N of each of L points: alternatives times coordinates."""
+    """All changes that can be evaluated: N = alternatives × coordinates at each of L points."""
 
-    move: Tensor  # shape (L, N, K); z_new - z
-    size: Tensor  # δ: of scalars the move, of vectors its largest entry; shape (L, N)
-    entry: Tensor  # which entry of the flattened event that is, shape (L, N)
-    entries: int  # of an event
+    move: Tensor  # z_new - z, shape (L, N, K)
+    size: Tensor  # the step δ: for scalars the move, for vectors its largest entry; shape (L, N)
+    entry: Tensor  # the index, in the flattened event, of the entry whose step this is; shape (L, N)
+    entries: int  # number of entries of an event
 
     @classmethod
     def of(cls, at: Coordinates) -> _Steps:
         points, coordinates, width = at.z.shape
         move = (at.z_new - at.z).transpose(0, 1)
         coordinate = torch.arange(coordinates, device=move.device)
-        if not at.one_hot:  # entries are coordinates
+        if not at.one_hot:  # each entry is a coordinate
             return cls(move[:, 0], move[:, 0, :, 0], coordinate.expand(points, -1), coordinates)
         size, largest = move.max(-1)
         flat = (points, len(at.z_new) * coordinates)
@@ -76,17 +81,17 @@ class _Steps:
         return cls(move.reshape(*flat, width), size.reshape(flat), entry, coordinates * width)
 
     def of_entries(self, figures: Tensor) -> Tensor:
-        """Return what belongs to each change, shape `(..., L, N)` or broadcastable, of one figure for each entry."""
+        """Look up, for each change, the number of its entry; shape `(..., L, N)` or broadcastable to it."""
         return figures.unsqueeze(-2) if self.move.shape[-1] == 1 else figures[..., self.entry]
 
     def into_entries(self, figures: Tensor) -> Tensor:
-        """Return sums over the changes of each entry, shape `(L, entries)`, of one figure for each change."""
+        """Sum numbers of changes over all changes that belong to the same entry; shape `(L, entries)`."""
         if self.move.shape[-1] == 1:
             return figures
         return figures.new_zeros(len(figures), self.entries).scatter_add_(1, self.entry, figures)
 
     def slopes(self, gradient: Tensor) -> Tensor:
-        """Return ⟨move, gradient⟩ / δ, shape `(L, N)`: of scalars the gradient.
+        """Return ⟨move, gradient⟩ / δ, shape `(L, N)`, which for scalars is the gradient.
 
         Args:
             gradient: Shape `(L, J, K)`.
@@ -100,37 +105,38 @@ class _Steps:
 
 
 class SampledChanges(Objective):
-    r"""f, its changes estimated from m evaluations for each point, at a point z where it is evaluated with gradient.
+    r"""The cost f with estimated changes: of each point's changes, m random ones are evaluated, the others predicted.
 
-    With steps $\delta_i$ from $z_i$ to $z_i'$, the change $\Delta_i = f(z_i', z_{-i}) - f(z)$ is first guessed,
-    $\gamma_i = a_i \delta_i\, \partial_i f(z) + c_i \delta_i + d_i \delta_i^2 / 2$, and answered as
+    For a step $\delta_i$ from $z_i$ to $z_i'$, the change $\Delta_i = f(z_i', z_{-i}) - f(z)$ is first predicted as
+    $\gamma_i = a_i \delta_i\, \partial_i f(z) + c_i \delta_i + d_i \delta_i^2 / 2$, and then estimated as
 
-    $$\hat\Delta_i = \gamma_i - a_i \delta_i\, C_i (z - E z) + \frac{n_i}{\pi_i} (\Delta_i - \gamma_i),$$
+    $$\hat\Delta_i = \gamma_i - a_i \delta_i\, C_i (z - E z) + \frac{n_i}{\pi_i} (\Delta_i - \gamma_i).$$
 
-    where $n_i$ is how often i is among the m draws, and $\pi_i = E[n_i]$ is proportional to the weight with which the
-    rule uses the change, times the step, times the usual error of the guess over the step. Guess and π do not depend on
-    the draws, so that given z the mean over draws is $\Delta_i$, whatever they are, but for the term with C. That takes
-    out what the gradient owes to the other coordinates of z. Its mean over z is zero in a rule for independent
-    coordinates in which $z_i'$ and the weight depend on no other coordinate than $z_i$.
+    Here $n_i$ is how often i is among the m draws. Its mean $\pi_i$ is proportional to the product of three numbers:
+    the weight by which the rule multiplies the change, the step, and the typical error of the prediction divided by the
+    step. Prediction and π do not depend on the draws, so the mean over draws, given z, is $\Delta_i$ minus the term
+    with C, however good the prediction is. The term with C is a control variate: it removes the variance of
+    $\partial_i f(z)$ that comes from the other coordinates of z. Its mean over z is zero for a rule for independent
+    coordinates in which $z_i'$ and the weight depend on no coordinate but $z_i$.
 
-    Terms of a `Sum` with closed changes answer exactly.
+    Terms of a `Sum` that have closed changes are not sampled: their changes are exact.
 
-    Cost: m evaluations of the other terms for each point and question, at changed points, without gradient; of those
-    that draw noise of their own one more, under the noise of the changed points.
+    Cost: for every call of `weighted_change`, m evaluations of the other terms at each point, without gradient. Terms
+    that are random take one more, since f(z) must be evaluated with the same noise as at the changed points.
 
     Args:
         f: The cost.
-        z: The point, shape `lead + event_shape`, the first axis that of samples.
+        z: The points, shape `lead + event_shape`; the first axis is that of samples.
         num_changes: m.
-        model: a, c, d, the usual errors, and C.
-        differentiate: Whether the guess uses the gradient of f; where f has none it does without.
-        mean: E z, shape of z; None leaves the term with C out.
+        model: The coefficients a, c, d, the typical errors, and C.
+        differentiate: Whether the prediction uses the gradient of f. If f has no gradient, it does not.
+        mean: E z, of the shape of z; None to leave out the term with C.
 
     Attributes:
-        point: z, as a leaf of autograd.
-        at_point: f(z), attached to whatever else f depends on.
-        gradient: ∇f(z) of the terms that are sampled, as numbers; zero where f has none.
-        observed: What each question told.
+        point: z as a leaf of autograd.
+        at_point: f(z), attached to the parameters of f.
+        gradient: The gradient of the sampled terms at z, without a graph; zero where there is none.
+        observed: The evaluated changes of each call of `weighted_change`.
     """
 
     def __init__(
@@ -156,11 +162,11 @@ class SampledChanges(Objective):
         return self.f.value(z)
 
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
-        """Return estimates of all changes, taken to be equally important."""
+        """Return estimates of all changes, drawn as if all had the same weight."""
         return self.weighted_change(z, z_new, z.new_ones(()))
 
     def weighted_change(self, z: Tensor, z_new: Tensor, weights: Tensor) -> Tensor:
-        """Return estimates of all changes (shapes as in `Objective.weighted_change`); z must be the point."""
+        """Return estimates of all changes (shapes as in `Objective.weighted_change`); z must be that of the class."""
         at = Coordinates.of(self.point.detach(), z_new, self.event_dim)
         if self.num_changes >= len(at.z_new) * at.z.shape[1]:
             return self.f.coordinate_change(z, z_new)
@@ -181,7 +187,7 @@ class SampledChanges(Objective):
         except RuntimeError:
             if not self.point.requires_grad:
                 raise
-            # f may work where z needs no gradient: NumPy, say, refuses tensors that do.
+            # Perhaps f only refuses tensors that require a gradient, as NumPy does: try again without.
             self.point = self.point.detach()
             values = [term(self.point) for term in self.sampled]
         is_random = not noise.is_unused()
@@ -191,7 +197,7 @@ class SampledChanges(Objective):
             total = reduce(torch.add, values)
             if total.requires_grad:
                 (gradient,) = torch.autograd.grad(total.sum(), self.point, retain_graph=True, allow_unused=True)
-        # The guess may be anything that is finite.
+        # Any finite prediction leaves the estimate unbiased.
         self.gradient = torch.zeros_like(self.point) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
         self._here = [None if is_random else value.detach() for value in values]
 
@@ -230,14 +236,17 @@ class SampledChanges(Objective):
         return at.unflatten(answer.reshape(points, alternatives, coordinates).transpose(0, 1))
 
     def _shifts(self, lead: torch.Size, like: Tensor) -> Tensor:
-        """Return the shifts of m draws for each point; those of the samples of one example are evenly apart."""
+        """Return random shifts for the draws at each point; those of the samples of an example are equally spaced."""
         shared = uniform((1, *lead[1:]), (), dtype=like.dtype, device=like.device)
         apart = torch.arange(lead[0], dtype=like.dtype, device=like.device) / max(1, lead[0])
         shifts = (shared + apart.reshape(-1, *(1,) * (len(lead) - 1))) % 1
         return shifts.reshape(-1, 1).expand(-1, self.num_changes)
 
     def _evaluated(self, at: Coordinates, weights: Tensor, index: Tensor) -> Tensor:
-        """Return the drawn changes. Where nothing can be drawn nothing moves, since f may not be defined there."""
+        """Evaluate the drawn changes; changes with weight zero are replaced by no change.
+
+        f may not be defined where a coordinate has a value of probability zero.
+        """
         alternatives, points, coordinates, _ = at.z_new.shape
         possible = (weights > 0).reshape(points, alternatives, coordinates).transpose(0, 1).unsqueeze(-1)
         z_new = torch.where(possible, at.z_new, at.z)

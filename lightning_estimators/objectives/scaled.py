@@ -14,10 +14,12 @@ __all__ = ["Scaled"]
 
 
 class Scaled(Objective):
-    """$c f(z)$: everything f knows of its structure, times c.
+    """$c f(z)$, with the changes and derivatives of f, times c.
 
-    An estimator is linear in the cost, and a factor can as well stand outside, but for what it learns of the cost: a
-    baseline that remembers sums over batches is of little use to a batch of another size, one that remembers means is.
+    The gradient estimate is linear in the cost, so multiplying the estimator's result by c has the same mean. But what
+    an estimator learns depends on the scale of the cost that it is given. If f is a sum over a batch, for example, a
+    baseline learned from batches of 100 examples is wrong for a last batch of 28; with c = 1 / batch size it is right
+    for both.
 
     Args:
         f: An objective, or a plain callable.
@@ -54,7 +56,7 @@ class Scaled(Objective):
         return self.factor * self.f.coordinate_change(z, z_new)
 
     def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
-        """Return c times the changes of f (shapes as in `Objective.chosen_changes`)."""
+        """Return c times the selected changes of f (shapes as in `Objective.chosen_changes`)."""
         inside = None if here is None or self.factor == 0 else here / self.factor
         return self.factor * self.f.chosen_changes(z, z_new, which, inside)
 

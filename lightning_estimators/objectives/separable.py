@@ -1,4 +1,4 @@
-"""Costs in which coordinates do not interact: priors, entropies, analytic KL terms."""
+"""Costs that are sums over coordinates: log densities of priors, entropies, closed-form KL divergences."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ __all__ = ["Separable"]
 
 
 class Separable(Objective):
-    r"""$f(z) = \sum_j g(z)_j$ with g elementwise in z, summed over the event axes.
+    r"""$f(z) = \sum_j g(z)_j$ with an elementwise function g, summed over the event axes.
 
-    Requires that entry j of g(z) depends on no entry of z but $z_j$; on anything else it may (logits, weights).
-    For one-hot coordinates g acts on the entries of the vectors: `lambda z: z * logits` is their log-probability.
+    Entry j of g(z) must not depend on any other entry of z than $z_j$. It may depend on anything else, such as logits
+    or weights. For one-hot coordinates, g acts on the entries of the vectors: `lambda z: z * logits` with normalised
+    logits is the log-probability.
 
-    Cost: a change evaluates g at z and once per alternative. Exact.
+    Cost: the changes, which are exact, take one evaluation of g at z and one for each alternative.
 
     Args:
-        g: Maps `lead + event_shape` to `lead + event_shape`, elementwise; lead may gain axes on the left.
+        g: Maps a tensor of shape `lead + event_shape` to one of the same shape, elementwise, for any number of axes in
+            `lead`.
         event_dim: How many of the last axes of z are the event, categories included.
 
     Example:
@@ -34,7 +36,7 @@ class Separable(Objective):
         (tensor([2.]), tensor([[ 1., -2.]]))
     """
 
-    closed_derivatives = True  # by differentiation, but of all coordinates at once
+    closed_derivatives = True  # by autograd, but with one copy of z for all coordinates
     closed_changes = True
 
     def __init__(self, g: Callable[[Tensor], Tensor], event_dim: int = 1) -> None:
@@ -52,7 +54,7 @@ class Separable(Objective):
         return change.sum(-1) if one_hot else change
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
-        """Return the derivatives of g, by `order` reverse passes (shapes as in `Objective.coordinate_derivative`)."""
+        """Return the derivatives of g, by `order` backward passes (shapes as in `Objective.coordinate_derivative`)."""
         check_order(order)
         with torch.enable_grad():
             leaf = z.detach().clone().requires_grad_()

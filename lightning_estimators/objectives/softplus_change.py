@@ -1,8 +1,12 @@
-r"""How a sum of softplus changes: $\sum_p \text{softplus}(a_p + w_p) - \text{softplus}(a_p)$, without cancellation.
+r"""How a sum of softplus functions changes: $\sum_p \text{softplus}(a_p + w_p) - \text{softplus}(a_p)$.
 
-`SoftplusAt` answers for any moves w, one pass of elementwise arithmetic each. Where moves are few, faster ways:
-`flip_changes` for moves by plus or minus a fixed column, a few matrix products; `class_changes` for moves from one
-column of a set to the others, exponentials of columns and not of moves. `summed_softplus` is the sum itself.
+It is computed without subtracting almost equal numbers, so that small changes keep their digits.
+
+- `SoftplusAt` works for any moves w, by elementwise arithmetic on all of them.
+- `flip_changes` is for binary variables, whose moves are plus or minus a fixed column of W: a few matrix products.
+- `class_changes` is for categorical variables, whose moves are differences of two columns: it takes the exponentials
+  of the columns instead of those of all differences.
+- `summed_softplus` is the sum itself.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "WIDEST",
+    "MAX_SPREAD",
     "SoftplusAt",
     "chebyshev_reach",
     "chebyshev_terms",
@@ -22,23 +26,26 @@ __all__ = [
     "summed_softplus",
 ]
 
-# e^80 is finite in float32, and e^-80 is nothing beside 1 in float64.
+# e^80 is finite in float32, and 1 + e^-80 is 1 in float64.
 _SATURATED = 80.0
 
-# Above it the series has thousands of terms, and no way that uses it is worth the time.
+# For moves larger than the first number, a Chebyshev series would need thousands of terms and is never used; the second
+# number stands for "too many terms".
 _LONGEST_REACH, _MANY_TERMS = 1e4, 2**20
 
-WIDEST = _SATURATED / 2
+MAX_SPREAD = _SATURATED / 2
 """The largest difference between columns that `class_changes` takes."""
 
 
 class SoftplusAt:
-    r"""What changes of softplus at `a` have in common, worked out once for many moves.
+    r"""The change of softplus at the points `a`; what does not depend on the moves is computed once for many of them.
 
     $\text{softplus}(a + w) - \text{softplus}(a) = \text{relu}(a + w) - \text{relu}(a)
-    + \log(1 + \sigma(-|a|)(e^{|a| - |a + w|} - 1))$. Neither difference of absolute values is taken as such, so no
-    digit is lost for small w, large a, or both; and the argument of the logarithm is between 1/2 and 2 for all a and w,
-    so that many may be multiplied before one logarithm is taken.
+    + \log(1 + \sigma(-|a|)(e^{|a| - |a + w|} - 1))$.
+
+    The differences of relu and of absolute values are computed from w directly and not by subtraction, so no digits are
+    lost for small w, for large a, or for both. The argument of the logarithm is between 1/2 and 2 for all a and w, so
+    many of them can be multiplied before one logarithm is taken.
 
     Args:
         a: Pre-activations, shape `(L, P)`.
@@ -48,8 +55,9 @@ class SoftplusAt:
         self.below, self.above = a.clamp(max=0), -a.relu()
         size = a.abs()
         clipped = size.clamp(max=_SATURATED)
-        # |a| - |a + w| is m w, or 2|a| - m w once a + w has crossed zero: the lesser of the two. Where a is saturated,
-        # sigma(-|a|) e^... is the exponential of a sum, of which only what is above -80 is left to sigma.
+        # With m = -sign(a), |a| - |a + w| is m w as long as a + w has the sign of a, and 2|a| - m w from there on: the
+        # smaller of the two. Where |a| > 80, sigma(-|a|) would underflow; the part of |a| beyond 80 is then moved from
+        # the factor sigma(-|a|) into the exponent.
         self.sign, self.shift, self.crossing = -torch.ones_like(a).copysign(a), clipped - size, 2 * clipped
         self.tail = torch.sigmoid(-clipped)
 
@@ -57,7 +65,7 @@ class SoftplusAt:
         """Return the change summed over the last axis.
 
         Args:
-            w: Moves of a, shape `(n, L, P)`; overwritten.
+            w: The moves, shape `(n, L, P)`; the tensor is overwritten.
 
         Returns:
             Tensor of shape `(n, L)`.
@@ -69,39 +77,43 @@ class SoftplusAt:
 
 
 def summed_softplus(a: Tensor) -> Tensor:
-    """Return the sum of softplus over the last axis, without gradient; two to three times faster than torch's."""
+    """Return the sum of softplus over the last axis, without gradient.
+
+    It takes one logarithm for 16 entries and is two to three times as fast as torch's softplus and sum.
+    """
     with torch.no_grad():
         relu = a.relu().sum(-1)
         return _summed_log(a.abs().neg_().exp_().add_(1), halvings=4).add_(relu)
 
 
 def class_changes(a: Tensor, current: Tensor, columns: Tensor, spread: float, block: int) -> Tensor:
-    r"""Return $\sum_p \text{softplus}(a_p + w_{kp} - w_{op}) - \text{softplus}(a_p)$ for all classes k, o the current.
+    r"""Return $\sum_p \text{softplus}(a_p + w_{kp} - w_{op}) - \text{softplus}(a_p)$ for all classes k.
 
-    That is $\sum_p \log(\sigma(-a_p) + \sigma(a_p) e^{-w_{op}} e^{w_{kp}})$: exponentials of columns only, one product
-    and sum per move, and a logarithm for up to 16 of them. Terms are positive, so none is lost; as 1 is added to
-    small moves, they are exact to rounding relative to 1, not to themselves.
+    o is the current class of a variable. The sum is computed as
+    $\sum_p \log(\sigma(-a_p) + \sigma(a_p) e^{-w_{op}} e^{w_{kp}})$. It needs the exponentials of the columns only,
+    one product and one sum for each move, and one logarithm for up to 16 of them. The rounding error is relative to
+    1 and not to the change, so very small changes lose digits.
 
     Args:
         a: Pre-activations, shape `(L, P)`.
         current: The current class of each variable, shape `(L, J)`.
         columns: Columns w, shape `(J, K, P)`.
-        spread: The largest difference between entries of columns of one variable; at most `WIDEST`.
-        block: Elements worked on at a time.
+        spread: The largest difference between entries of columns of one variable; at most `MAX_SPREAD`.
+        block: How many elements to work on at a time.
 
     Returns:
-        Tensor of shape `(L, J, K)`; 0, to rounding, for the current class.
+        Tensor of shape `(L, J, K)`; 0, up to rounding, for the current class.
     """
     points, outputs = a.shape
     variables, classes, _ = columns.shape
     here, elsewhere = torch.sigmoid(a), torch.sigmoid(-a)[:, None]
-    # Every factor is within e^(+-spread), and must be so after the halvings.
+    # Every factor is between e^-spread and e^spread. The product of 2^halvings of them must still be finite.
     halvings = min(4, int(math.log2(_SATURATED / max(spread, 1.0))))
     out = a.new_empty(points, variables, classes)
     step = min(max(1, block // (classes * outputs)), max(1, points))
     factors = a.new_empty(step, classes, outputs)
     for j in range(variables):
-        # Only differences count, and around their middle exponentials are farthest from overflow.
+        # Only differences between columns count. Their middle is subtracted, so that exponentials do not overflow.
         own = columns[j].contiguous()
         centred = own - (own.amax(0) + own.amin(0)) / 2
         grown, shrunk = centred.exp(), centred.neg().exp_()
@@ -114,19 +126,22 @@ def class_changes(a: Tensor, current: Tensor, columns: Tensor, spread: float, bl
 
 
 def _summed_log(factors: Tensor, halvings: int) -> Tensor:
-    """Return the sum of logarithms over the last axis, of products of `2**halvings`; overwrites its argument."""
+    """Return the sum of the logarithms over the last axis; overwrites its argument.
+
+    The factors are first multiplied in pairs, `halvings` times, so one logarithm is taken for `2**halvings` of them.
+    """
     for _ in range(halvings):
         half = factors.shape[-1] // 2
         if half:
             odd = factors[..., 2 * half :]
-            # In place: new memory for every product would cost more than the product.
+            # In place, since allocating new memory for every product would take longer than the product.
             factors = factors[..., :half].mul_(factors[..., half : 2 * half])
             factors[..., : odd.shape[-1]].mul_(odd)
-    return factors.contiguous().log_().sum(-1)  # a fast logarithm needs it contiguous
+    return factors.contiguous().log_().sum(-1)  # torch's vectorised logarithm needs contiguous memory
 
 
 def _summed_log1p(q: Tensor, halvings: int) -> Tensor:
-    """Return the sum of log(1 + q) over the last axis, like `_summed_log` but with all digits of small q."""
+    """Return the sum of log(1 + q) over the last axis, like `_summed_log`, but without losing digits of small q."""
     for _ in range(halvings):
         half = q.shape[-1] // 2
         if half:
@@ -140,16 +155,17 @@ def _summed_log1p(q: Tensor, halvings: int) -> Tensor:
 
 
 def chebyshev_terms(reach: float, dtype: torch.dtype) -> int:
-    """Return how many terms `flip_changes` needs for |w| up to `reach`, to the precision of dtype."""
-    if not reach < _LONGEST_REACH:  # NaN among them: other ways show what is wrong by their result
+    """Return how many terms `flip_changes` needs for |w| up to `reach`, in the precision of dtype."""
+    if not reach < _LONGEST_REACH:  # also true of NaN; other methods then return NaN, which shows what is wrong
         return _MANY_TERMS
-    # softplus is singular at +-i pi, so the series falls like e^(-n asinh(pi / reach)) (Bernstein's ellipse).
+    # softplus has singularities at +-i pi, so the terms of the series fall like e^(-n asinh(pi / reach)): that is the
+    # largest Bernstein ellipse without a singularity.
     terms = _digits(dtype) / math.asinh(math.pi / max(reach, 1e-3))
     return max(4, 2 * math.ceil(terms / 2))
 
 
 def chebyshev_reach(terms: int, dtype: torch.dtype) -> float:
-    """Return the |w| up to which `terms` terms of `flip_changes` suffice."""
+    """Return the largest |w| for which `terms` terms of `flip_changes` suffice in the precision of dtype."""
     return math.pi / math.sinh(_digits(dtype) / terms)
 
 
@@ -158,19 +174,19 @@ def _digits(dtype: torch.dtype) -> float:
 
 
 def flip_changes(a: Tensor, x: Tensor, columns: Tensor, reach: float, block: int) -> tuple[Tensor, Tensor]:
-    r"""Return $\sum_p \text{softplus}(a_p + δ w_p) - \text{softplus}(a_p) - x_p δ w_p$ for δ of -1, 0 or 1.
+    r"""Return $\sum_p \text{softplus}(a_p + δ w_p) - \text{softplus}(a_p) - x_p δ w_p$ for δ = -1, 0 and 1.
 
-    The change is smooth in w: $w \sum_n c_n(a) T_n(w / \text{reach})$ with Chebyshev polynomials $T_n$. Coefficients
-    depend on a alone, so the sum over p is one matrix product per term; and a term is odd or even in w, so the same
-    products serve both signs. Coefficients come from the change divided by w at Chebyshev nodes, so that the result is
-    exact to rounding relative to |w|, however small w is or saturated a.
+    The change is a smooth function of w and is expanded as $w \sum_n c_n(a) T_n(w / \text{reach})$ in Chebyshev
+    polynomials $T_n$. The coefficients depend on a only, so the sum over p is one matrix product for each term. Each
+    term is odd or even in w, so the same products serve δ = 1 and δ = -1. The coefficients are found from the change
+    divided by w at Chebyshev nodes, so the rounding error is relative to |w|, even for tiny w and for saturated a.
 
     Args:
         a: Pre-activations, shape `(L, P)`.
         x: Targets, shape `(L, P)`.
         columns: Moves w, shape `(D, P)`.
         reach: The largest |w|.
-        block: Elements worked on at a time.
+        block: How many elements to work on at a time.
 
     Returns:
         Two tensors of shape `(L, D)`; the change is δ times the first plus δ² times the second.
@@ -188,7 +204,7 @@ def flip_changes(a: Tensor, x: Tensor, columns: Tensor, reach: float, block: int
     to_series[0] /= 2
     to_series, growth = to_series.to(a), torch.expm1(nodes).to(a)[:, None]
 
-    # At -|a|, where 1 + sigma (e^w - 1) has all its digits.
+    # The series is computed at -|a|, where log(1 + sigma (e^w - 1)) is accurate.
     series = a.new_empty(terms, points * outputs)
     tail = torch.sigmoid(-a.abs()).reshape(-1)
     step = max(1, block // terms)
@@ -196,7 +212,7 @@ def flip_changes(a: Tensor, x: Tensor, columns: Tensor, reach: float, block: int
         at_nodes = (growth * tail[start : start + step]).log1p_()
         torch.mm(to_series, at_nodes, out=series[:, start : start + step])
     series = series.reshape(terms, points, outputs)
-    # At a > 0 from softplus(a + w) - softplus(a) = w + softplus(-a - w) - softplus(-a): even terms change sign.
+    # Where a > 0 it follows from softplus(a + w) - softplus(a) = w + softplus(-a - w) - softplus(-a).
     positive = (a > 0).to(a.dtype)
     series[::2] *= 1 - 2 * positive
     series[0] += positive - x

@@ -1,9 +1,10 @@
-r"""How a sum of softplus changes, as products: loops for a compiler to fuse.
+r"""How a sum of softplus functions changes, for `torch.compile`: functions that it turns into one fast loop each.
 
-Every change is $\sum_p \log(1 + q_p)$ with q as small as the move. Factors are multiplied as
-$Q \leftarrow Q (1 + q) + q$, which keeps the digits of small q, and one logarithm is taken for up to 16 of them.
-Outputs p are laid out as `(m, n, 16)`: products run over n, whose size is compiled in; 16 is what processors take at
-once. What is filled up with zeros has q = 0.
+Every change is written as $\sum_p \log(1 + q_p)$, where q is about as small as the move. The factors 1 + q are
+multiplied by updating $Q \leftarrow Q (1 + q) + q$, where 1 + Q is the product so far, so that small q keep their
+digits; one logarithm is taken for up to 16 factors. The outputs p are laid out as a tensor of shape `(m, n, 16)`:
+products are taken along n, whose size is a constant of the compiled program, and 16 numbers fill the vector registers
+of a processor. The last outputs are filled up with zeros, for which q = 0 and the factor is 1.
 """
 
 from __future__ import annotations
@@ -19,27 +20,29 @@ from lightning_estimators.objectives.softplus_change import SoftplusAt
 
 __all__ = ["class_products", "flip_products", "move_products", "product_reach"]
 
-_LANES = 16
-_LONGEST = 16
+_LANES = 16  # numbers that a processor works on at once
+_LONGEST = 16  # most factors of a product
 _LARGEST = 80.0  # e^80 is finite in float32
 
 
 def product_reach(length: int) -> float:
-    """Return the largest move for which products of that many factors are finite: factors are below 1 + e^|w| / 2."""
+    """Return the largest |w| for which a product of `length` factors, each below 1 + e^|w| / 2, is finite."""
     return _LARGEST / length + math.log(2) - 0.1
 
 
 def flip_products(a: Tensor, columns: Tensor, negative: Tensor, reach: float) -> Tensor | None:
-    r"""Return $\sum_p \text{softplus}(a_p + w_p) - \text{softplus}(a_p) - 1[a_p > 0] w_p$ for w plus or minus a column.
+    r"""Return $\sum_p \text{softplus}(a_p + w_p) - \text{softplus}(a_p) - 1[a_p > 0] w_p$ for moves w of bits.
+
+    The move of a bit is plus or minus a column of W.
 
     Args:
         a: Pre-activations, shape `(L, P)`.
-        columns: Shape `(D, P)`.
+        columns: The columns of W, shape `(D, P)`.
         negative: Whether the move is minus the column, shape `(L, D)`.
-        reach: The largest entry of columns in size; at most `product_reach(8)`.
+        reach: The largest absolute value in `columns`; at most `product_reach(8)`.
 
     Returns:
-        Tensor of shape `(L, D)`, or None where there is no compiler.
+        Tensor of shape `(L, D)`, or None if compiling fails.
     """
     group = _grouping(a.shape[1], reach)
     arguments = (*_tails(a, group), _tables(columns, group), negative)
@@ -47,16 +50,19 @@ def flip_products(a: Tensor, columns: Tensor, negative: Tensor, reach: float) ->
 
 
 def class_products(a: Tensor, columns: Tensor, current: Tensor, reach: float) -> Tensor | None:
-    r"""Return $\sum_p \text{softplus}(a_p + w_p) - \text{softplus}(a_p) - 1[a_p > 0] w_p$: w a column less the current.
+    r"""Return $\sum_p \text{softplus}(a_p + w_p) - \text{softplus}(a_p) - 1[a_p > 0] w_p$ for changes of class.
+
+    The move w of a variable is the column of the new class minus that of the current one.
 
     Args:
         a: Pre-activations, shape `(L, P)`.
-        columns: Shape `(J, K, P)`; centred, since exponentials are taken of columns and not of their differences.
+        columns: The columns of W for each variable and class, shape `(J, K, P)`, with their middle subtracted: their
+            exponentials are taken, which must not overflow.
         current: The current class of each variable, shape `(L, J)`.
         reach: The largest difference between entries of columns of one variable; at most `product_reach(8)`.
 
     Returns:
-        Tensor of shape `(L, J, K)`, or None where there is no compiler.
+        Tensor of shape `(L, J, K)`, or None if compiling fails.
     """
     group = _grouping(a.shape[1], reach)
     arguments = (*_tails(a, group), _tables(columns, group), current)
@@ -64,15 +70,15 @@ def class_products(a: Tensor, columns: Tensor, current: Tensor, reach: float) ->
 
 
 def move_products(a: Tensor, scale: Tensor, moves: Tensor) -> Tensor | None:
-    r"""Return $\sum_p \text{softplus}(a_p + w_p) - \text{softplus}(a_p)$ for any w, scale times moves.
+    r"""Return $\sum_p \text{softplus}(a_p + w_p) - \text{softplus}(a_p)$ for moves w = scale · moves of any size.
 
     Args:
         a: Pre-activations, shape `(L, P)`.
-        scale: Shape `(L, J)`, or `(1, 1)`.
-        moves: Shape `(L, J, P)`, or `(1, J, P)`.
+        scale: Shape `(L, J)` or `(1, 1)`.
+        moves: Shape `(L, J, P)` or `(1, J, P)`.
 
     Returns:
-        Tensor of shape `(L, J)`, or None where there is no compiler.
+        Tensor of shape `(L, J)`, or None if compiling fails.
     """
     group = _grouping(a.shape[1], 0.0)
     at = SoftplusAt(_grouped(a, group))
@@ -81,15 +87,18 @@ def move_products(a: Tensor, scale: Tensor, moves: Tensor) -> Tensor | None:
 
 
 def _grouping(outputs: int, reach: float) -> tuple[int, int]:
-    """Return (m, n): few logarithms, little filling up, and finite products."""
+    """Return the sizes (m, n) of the layout: the fastest of those with finite products.
+
+    Few logarithms and few zeros make it fast.
+    """
     longest = _LONGEST if reach <= product_reach(_LONGEST) else _LONGEST // 2
-    # A logarithm takes about as long as five factors.
+    # A logarithm takes about as long as multiplying five factors.
     ways = ((math.ceil(outputs / (_LANES * n)), n) for n in range(1, longest + 1))
     return min(ways, key=lambda way: way[0] * (way[1] + 5))
 
 
 def _grouped(x: Tensor, group: tuple[int, int]) -> Tensor:
-    """Return x with its last axis filled up with zeros and laid out as `(m, n, 16)`."""
+    """Fill the last axis of x up with zeros and reshape it to `(m, n, 16)`."""
     m, n = group
     filled = x.new_zeros(*x.shape[:-1], m * n * _LANES)
     filled[..., : x.shape[-1]] = x
@@ -97,7 +106,10 @@ def _grouped(x: Tensor, group: tuple[int, int]) -> Tensor:
 
 
 def _tails(a: Tensor, group: tuple[int, int]) -> Tensor:
-    """Return sigma(-|a|) where a <= 0 and where a > 0, zero elsewhere: of each pair one is zero."""
+    """Return two tensors: sigma(-|a|) where a <= 0 and zero elsewhere, and sigma(-|a|) where a > 0 and zero elsewhere.
+
+    With them q is computed without a branch.
+    """
     filled = a.new_zeros(2, len(a), math.prod(group) * _LANES)
     below, above = filled[..., : a.shape[1]]
     tail = torch.sigmoid(-a.abs())
@@ -131,7 +143,7 @@ def _classes(below: Tensor, above: Tensor, tables: Tensor, current: Tensor) -> T
     up_here, down_here = up[j, current][:, :, None], down[j, current][:, :, None]
 
     def q(i: int) -> Tensor:
-        # e^(new - current) - 1 as (e^new - e^current) e^-current.
+        # e^(new - current) - 1 is computed as (e^new - e^current) e^-current.
         move = (up[..., i, :] - up_here[..., i, :]) * (1 + down_here[..., i, :])
         mirrored = (down[..., i, :] - down_here[..., i, :]) * (1 + up_here[..., i, :])
         return below[:, None, None, :, i] * move + above[:, None, None, :, i] * mirrored
@@ -152,7 +164,7 @@ def _moves(
     def w(i: int) -> Tensor:
         return scale[:, :, None, None] * moves[:, :, :, i]
 
-    def q(i: int) -> Tensor:  # see `SoftplusAt`
+    def q(i: int) -> Tensor:  # the formula is that of `SoftplusAt`
         nearer = shift[:, None, :, i] + sign[:, None, :, i] * w(i)
         return tail[:, None, :, i] * torch.minimum(nearer, crossing[:, None, :, i] - nearer).expm1()
 

@@ -12,7 +12,7 @@ __all__ = ["SquaredCost"]
 
 
 class SquaredCost(Objective):
-    r"""$f(z) = \sum_j (z_j - t_j)^2$: derivatives above the second vanish, which ends the series.
+    r"""$f(z) = \sum_j (z_j - t_j)^2$. Its third derivatives vanish, so the series of stochastic backpropagation ends.
 
     Args:
         target: t, a number or a tensor broadcastable to the event.
@@ -41,7 +41,7 @@ class SquaredCost(Objective):
         return terms.flatten(-self.event_dim).sum(-1) if self.event_dim else terms
 
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
-        """Return the changes of the terms."""
+        """Return the changes of the squares."""
         if z_new.ndim != z.ndim:
             return super().coordinate_change(z, z_new)
         return (z_new - z) * (z_new + z - 2 * self.target)
@@ -60,5 +60,5 @@ class SquaredCost(Objective):
         return 2 * (z_new - self.target)
 
     def is_differentiable(self, z: Tensor) -> bool:
-        """It is."""
+        """Return True."""
         return True

@@ -13,16 +13,16 @@ __all__ = ["Sum"]
 
 
 class Sum(Objective):
-    r"""$f(z) = \sum_i f_i(z)$: values, changes and derivatives add, each term by its own cheapest way.
+    r"""$f(z) = \sum_i f_i(z)$. The changes and derivatives of each term are computed by that term's own methods.
 
     Args:
-        terms: Objectives, or plain callables (which are evaluated anew at every changed point), at least one.
-        event_dim: How many of the last axes of z are the event; None takes it from the objectives among the terms
-            (1 where all terms are plain callables).
+        terms: At least one objective or plain callable. Plain callables are evaluated at every changed point.
+        event_dim: How many of the last axes of z are the event; None to take it from the objectives among the terms,
+            or 1 if all terms are plain callables.
 
     Raises:
         TypeError: A term is not callable.
-        ValueError: No terms, or terms that disagree about `event_dim`.
+        ValueError: There are no terms, or terms with different `event_dim`.
 
     Example:
         >>> import torch
@@ -60,8 +60,8 @@ class Sum(Objective):
         return _total([term.coordinate_change(z, z_new) for term in self.terms])
 
     def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
-        """Return the sum of the terms' changes (shapes as in `Objective.chosen_changes`)."""
-        alone = here if len(self.terms) == 1 else None  # f(z) is not known term by term
+        """Return the sum of the terms' selected changes (shapes as in `Objective.chosen_changes`)."""
+        alone = here if len(self.terms) == 1 else None  # of f(z) only the sum over terms is known
         return _total([term.chosen_changes(z, z_new, which, alone) for term in self.terms])
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:

@@ -1,4 +1,4 @@
-"""Systematic sampling: a fixed number of draws among many, each as often in the mean as its size says."""
+"""Systematic sampling: drawing a fixed number of entries with probabilities proportional to their sizes."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ __all__ = ["systematic_draws"]
 
 
 def systematic_draws(sizes: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Draw M of N entries by M equidistant points on the line along which sizes are laid end to end.
+    r"""Draw M of N entries, entry i on average $M\, \text{size}_i / \sum_j \text{size}_j$ times.
 
-    Point t lies at $(t + u_t) / M$ of the line's length and draws the entry on whose stretch it falls. If every $u_t$
-    alone is uniform on (0, 1), entry i is drawn $M\, \text{size}_i / \sum_j \text{size}_j$ times in the mean, however
-    the shifts depend on one another. Points that share one shift keep their distance, so an entry that is as long as
-    this distance is drawn exactly once.
-
-    What is returned as expected count is that of the law that is drawn from, sums rounded as they are. Where all sizes
-    are zero, or too small to be told from zero beside the others, it is 0, and a draw means nothing.
+    Imagine the entries as intervals, as long as their sizes, laid end to end on a line. Point t = 0, ..., M - 1 lies at
+    the fraction $(t + u_t) / M$ of the line, and draws the entry in whose interval it falls. If every shift $u_t$ is
+    uniform on (0, 1), the average numbers are as stated, however the shifts depend on one another. If all points of a
+    row have the same shift, they are equally spaced, and an entry that is as long as this spacing is drawn exactly
+    once.
 
     Args:
-        sizes: Not negative, shape `(rows, N)`, N at least 1.
+        sizes: Not negative, shape `(rows, N)` with N at least 1.
         shifts: $u_t$, shape `(rows, M)`.
 
     Returns:
-        Indices of the drawn entries, shape `(rows, M)`, and how often each of them is drawn in the mean, of that shape.
+        The indices of the drawn entries, and how often each of them is drawn on average, both of shape `(rows, M)`. The
+        averages include the rounding of the sums by which entries are found, so they are exact for what is drawn. An
+        average is 0 if all sizes of the row are 0, or where an entry's size is lost to rounding beside the others; such
+        a draw is to be ignored.
 
     Source: Madow (1949), *On the theory of systematic sampling, II*, https://doi.org/10.1214/aoms/1177729988.
 

@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Independent
 
 from lightning_estimators.estimators import StochasticBackprop
 from lightning_estimators.objectives import BernoulliLinear, compilation
-from lightning_estimators.objectives.compilation import WORTHWHILE, compile_choice, compiler_at_hand, is_compiled
+from lightning_estimators.objectives.compilation import MIN_ELEMENTS, compile_choice, compiler_at_hand, is_compiled
 
 from .brute_force import bits, one_hot
 
@@ -91,14 +91,14 @@ def test_blocks_of_coordinates_make_the_whole(kind, counter):
 def test_the_choice_depends_on_sizes_and_compiler(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(compilation, "compiler_at_hand", lambda kind: True)
-    assert is_compiled(WORTHWHILE, cpu)
-    assert not is_compiled(WORTHWHILE - 1, cpu)
+    assert is_compiled(MIN_ELEMENTS, cpu)
+    assert not is_compiled(MIN_ELEMENTS - 1, cpu)
     with compile_choice(True):
         assert is_compiled(1, cpu)
         with compile_choice(False):
-            assert not is_compiled(WORTHWHILE, cpu)
+            assert not is_compiled(MIN_ELEMENTS, cpu)
     monkeypatch.setattr(compilation, "compiler_at_hand", lambda kind: False)
-    assert not is_compiled(WORTHWHILE, cpu)
+    assert not is_compiled(MIN_ELEMENTS, cpu)
 
 
 def test_the_estimator_passes_its_choice_on(counter):
