@@ -1,4 +1,7 @@
-"""Mean and variance of gradient estimates, gathered one batch of estimates after the other."""
+"""Mean and variance of gradient estimates, computed while the estimates arrive, without storing them.
+
+This is the package's only implementation of these moments: callbacks, comparisons and the conformance suite use it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ __all__ = ["GradientMoments", "GradientStatistics", "MomentsWithErrors", "flatte
 
 @dataclass(frozen=True)
 class GradientStatistics:
-    """What is known of one gradient, a vector of many entries, in three numbers.
+    """Mean and variance of estimates of one gradient, a vector of many entries, summarised by three numbers.
 
     Attributes:
         total_variance: Sum of the variances of the entries, 0-d.
@@ -35,9 +38,9 @@ class GradientStatistics:
     def figures(self) -> dict[str, Tensor]:
         """Return `variance`, `log_variance` and `snr`, all 0-d.
 
-        The variance is that of an entry, averaged over the entries; its logarithm is the natural one, -inf where there
-        is no variance. The signal-to-noise ratio is the norm of the mean over the root of the total variance: inf
-        where there is no variance, 0 where there is no gradient either.
+        `variance` is the variance of an entry, averaged over the entries. `log_variance` is its natural logarithm,
+        -inf if the variance is 0. `snr`, the signal-to-noise ratio, is the norm of the mean divided by the square root
+        of the total variance; inf if only the variance is 0, and 0 if the mean is 0.
         """
         variance = self.total_variance / self.entries
         snr = torch.where(self.mean_norm > 0, self.mean_norm / self.total_variance.sqrt(), self.mean_norm)
@@ -47,10 +50,10 @@ class GradientStatistics:
 class GradientMoments:
     r"""Mean and variance of independent estimates of several named gradients, in one pass over the estimates.
 
-    With n estimates $g_1, \dots, g_n$ of a gradient, the mean is $\bar g = \frac{1}{n} \sum_k g_k$ and the variance of
-    entry i is $\frac{1}{n-1} \sum_k (g_{k,i} - \bar g_i)^2$. Squared deviations from the mean are added up, never
-    squares of the estimates, so a mean that is large against its deviations costs no digits. Numbers are kept in
-    the dtype of the estimates, or in float32 if that is a half precision.
+    For n estimates $g_1, \dots, g_n$ of a gradient, the mean is $\bar g = \frac{1}{n} \sum_k g_k$ and the variance of
+    entry i is $\frac{1}{n-1} \sum_k (g_{k,i} - \bar g_i)^2$. Squared deviations from the mean are added up, and not
+    squares of the estimates, so no digits are lost where the mean is much larger than the deviations. Numbers are kept
+    in the dtype of the estimates, or in float32 if these are in half precision.
 
     Args:
         per_entry: Whether to keep the variance of every entry. Otherwise only the sum over entries is kept, which
@@ -76,10 +79,10 @@ class GradientMoments:
         return iter(self._running)
 
     def update(self, estimates: Mapping[str, Tensor]) -> None:
-        """Take in estimates.
+        """Include a batch of estimates.
 
         Args:
-            estimates: By name, each of shape `(count,) + gradient_shape`; no gradient is kept of them.
+            estimates: Estimates of each gradient by its name, of shape `(count,) + gradient_shape`; they are detached.
 
         Raises:
             ValueError: The shape of a gradient differs from the one before.
@@ -90,10 +93,10 @@ class GradientMoments:
             self._add(name, len(batch), mean, self._squares(batch - mean))
 
     def merge(self, other: GradientMoments) -> None:
-        """Take in all that another one has taken in.
+        """Include all estimates that another `GradientMoments` has included.
 
         Raises:
-            ValueError: The shape of a gradient differs, or one keeps the variance of every entry and the other not.
+            ValueError: The shape of a gradient differs, or only one of the two keeps the variance of every entry.
         """
         if self.per_entry != other.per_entry:
             raise ValueError(
@@ -104,7 +107,7 @@ class GradientMoments:
             self._add(name, count, mean, squares)
 
     def count(self, name: str) -> int:
-        """Return the number of estimates taken in."""
+        """Return the number of estimates of this gradient."""
         return self._running[name][0]
 
     def mean(self, name: str) -> Tensor:
@@ -112,7 +115,7 @@ class GradientMoments:
         return self._running[name][1].clone()
 
     def variance(self, name: str) -> Tensor:
-        """Return the variance of every entry; not a number for fewer than two estimates.
+        """Return the variance of every entry; NaN for fewer than two estimates.
 
         Raises:
             ValueError: Only the sum over entries is kept.
@@ -146,7 +149,12 @@ class GradientMoments:
         return deviations.square().sum(0 if self.per_entry else None)
 
     def _add(self, name: str, count: int, mean: Tensor, squares: Tensor) -> Tensor | None:
-        """Take in a mean and its squared deviations; return by how much its distance from the rest adds to these."""
+        """Include the mean of `count` estimates and their squared deviations from it.
+
+        Returns:
+            The addition to the squared deviations that comes from the distance between this mean and the mean so far;
+            None for the first estimates.
+        """
         if name not in self._running:
             self._running[name] = (count, mean.clone(), squares.clone())
             return None
@@ -164,20 +172,23 @@ class GradientMoments:
 
 
 class MomentsWithErrors(GradientMoments):
-    r"""Mean and total variance of independent estimates, and how far off these may be; one estimate at a time.
+    r"""Mean and total variance of independent estimates, with standard errors of both; one estimate at a time.
 
-    Let $\Sigma$ be the covariance of an estimate, a large matrix that is never formed.
+    Let $\Sigma$ be the covariance matrix of an estimate, which is too large to be stored.
 
-    - Total variance $V = \operatorname{tr} \Sigma$: the k-th estimate adds $\frac{k-1}{k} |g_k - \bar g_{k-1}|^2$ to
-      the squared deviations, whose mean is V for every k. V is their average, and their spread gives its error.
-    - $\operatorname{tr} \Sigma^2$, which says how far off $|\bar g|^2$ is: differences $d = (g_k - g_{k+1}) / \sqrt 2$
-      of disjoint pairs are independent and of covariance $\Sigma$, so the mean of $(d_i \cdot d_j)^2$ is that trace.
-    - $b^T \Sigma b$ for any direction b, from the last differences.
+    - The total variance is $V = \operatorname{tr} \Sigma$. The k-th estimate adds
+      $\frac{k-1}{k} |g_k - \bar g_{k-1}|^2$ to the squared deviations. The mean of each such number is V, so V is
+      estimated by their average, and its standard error by their spread.
+    - $\operatorname{tr} \Sigma^2$ determines the error of $|\bar g|^2$. The differences
+      $d = (g_k - g_{k+1}) / \sqrt 2$ of disjoint pairs of estimates are independent and have covariance $\Sigma$, so
+      the mean of $(d_i \cdot d_j)^2$ is that trace.
+    - $b^T \Sigma b$, the variance along a direction b, is estimated from the last differences.
 
-    Memory: two gradients, and up to eight differences between them (fewer of more than 250,000 entries).
+    Memory: two gradients, and up to eight differences (fewer if they have more than 250,000 entries).
 
     Args:
-        joint: Names for several gradients taken as one vector, such as `{"total": ["encoder", "decoder"]}`.
+        joint: Names for several gradients that are also treated as one vector, such as
+            `{"total": ["encoder", "decoder"]}`.
 
     Source: Welford (1962), *Note on a method for calculating corrected sums of squares and products*,
     https://doi.org/10.1080/00401706.1962.10490022, for the increments.
@@ -202,11 +213,11 @@ class MomentsWithErrors(GradientMoments):
         self._differences: deque[dict[str, Tensor]] = deque(maxlen=8)
 
     def parts(self, name: str) -> list[str]:
-        """Return the names of the gradients that a name stands for: itself, or those it joins."""
+        """Return the names of the gradients that make up a joint vector, or just the name if it is a gradient's."""
         return self._joint.get(name, [name])
 
     def add(self, estimate: Mapping[str, Tensor]) -> None:
-        """Take in one estimate of each gradient, and forget whether it has a graph."""
+        """Include one estimate of each gradient; it is detached."""
         estimate = {name: g.detach().to(torch.promote_types(g.dtype, torch.float32)) for name, g in estimate.items()}
         added = {name: self._add(name, 1, g, g.new_zeros(())) for name, g in estimate.items()}
         for name, increment in self._numbers({n: g for n, g in added.items() if g is not None}).items():
@@ -232,26 +243,26 @@ class MomentsWithErrors(GradientMoments):
             self._differences.popleft()
 
     def total_variance(self, name: str) -> float:
-        """Return the sum of the variances of the entries; not a number for fewer than two estimates."""
+        """Return the sum of the variances of the entries; NaN for fewer than two estimates."""
         return self._increments[name][1] if name in self._increments else math.nan
 
     def variance_error(self, name: str) -> float:
-        """Return the standard error of `total_variance`; not a number for fewer than three estimates."""
+        """Return the standard error of `total_variance`; NaN for fewer than three estimates."""
         count, _, squares = self._increments.get(name, (0, 0.0, 0.0))
         return math.sqrt(squares / (count - 1) / count) if count > 1 else math.nan
 
     def squared_trace(self, name: str) -> float:
-        r"""Return $\operatorname{tr} \Sigma^2$, at most $V^2$: that itself for fewer than four estimates."""
+        r"""Return $\operatorname{tr} \Sigma^2$; for fewer than four estimates $V^2$, which it cannot exceed."""
         largest = self.total_variance(name) ** 2
         count, total = self._products.get(name, (0, 0.0))
         return min(total / count, largest) if count else largest
 
     def variance_along(self, name: str, direction: Mapping[str, Tensor]) -> float:
-        r"""Return $b^T \Sigma b$, or $|b|^2 V$, which is no less, for fewer than eight estimates.
+        r"""Return $b^T \Sigma b$; for fewer than eight estimates $|b|^2 V$, which it cannot exceed.
 
         Args:
-            name: Of a gradient, or of several as one vector.
-            direction: b, a tensor for each gradient that the name stands for.
+            name: The name of a gradient, or of several that are joined to one vector.
+            direction: b, as a tensor for each gradient that makes up the vector.
         """
         parts = self.parts(name)
         if len(self._differences) < 4:
@@ -260,7 +271,7 @@ class MomentsWithErrors(GradientMoments):
         return sum(dot**2 for dot in dots) / len(dots)
 
     def _numbers(self, figures: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return 0-d tensors as numbers, by one transfer from the device, and their sums for the joint vectors."""
+        """Convert 0-d tensors to numbers, by one transfer from the device, and add their sums for joint vectors."""
         if not figures:
             return {}
         values = torch.stack([figure.double() for figure in figures.values()]).tolist()
@@ -270,9 +281,8 @@ class MomentsWithErrors(GradientMoments):
 
 
 def flatten(gradients: Iterable[Tensor]) -> Tensor:
-    """Join gradients to one vector, in at least float32: half precision would round differences between estimates away.
+    """Join gradients of any shapes to one vector of at least float32.
 
-    Args:
-        gradients: Of any shapes.
+    In half precision, small differences between estimates would be lost to rounding.
     """
     return torch.cat([g.detach().reshape(-1).to(torch.promote_types(g.dtype, torch.float32)) for g in gradients])

@@ -1,10 +1,13 @@
-"""Uniform noise, and common random numbers for estimators that are nested in one another.
+"""Uniform noise, common random numbers for nested estimators, and samples that depend on one another.
 
-Every estimator of the package draws through `uniform`, so that one place decides its range, its precision and
-what is shared. `CommonNoise` lets an outer estimator evaluate its cost at several points under *one* draw of the noise
-inside that cost (the latents of an inner estimator): differences between the points then carry no inner noise, which
-lowers the variance and, since every point keeps its own distribution, changes no mean. `coupled_samples` lets the
-samples of one estimator depend on one another instead, in a way that keeps the distribution of each.
+Every estimator of the package draws its noise by `uniform`.
+
+- `CommonNoise` is for costs that are random themselves, because they contain another estimator. It lets the outer
+  estimator evaluate such a cost at several points with *the same* noise (common random numbers). Differences between
+  the points are then free of that noise, which lowers the variance. At each single point the cost has its usual
+  distribution, so no mean changes.
+- `coupled_samples` lets the samples of one estimator depend on one another (antithetic or stratified sampling). Each
+  single sample keeps its distribution.
 """
 
 from __future__ import annotations
@@ -34,14 +37,14 @@ __all__ = [
 Coupling = Literal["independent", "antithetic", "stratified"]
 """How the samples of an estimator depend on one another."""
 
-# Batch axes along which noise is drawn once, each named by how many batch axes stand to its right
-# (inner estimators add axes on the left only, so that count is the same at every depth).
+# The batch axes along which noise is drawn once and repeated. An axis is identified by the number of batch axes to its
+# right. Inner estimators add axes on the left only, so this number is the same for an estimator at any depth.
 _shared_axes: ContextVar[tuple[int, ...]] = ContextVar("shared_axes", default=())
 
 
 @dataclass(frozen=True)
 class _CoupledAxis:
-    """The axis of samples of the running estimator: the first axis of noise with this batch shape."""
+    """How the samples of the running estimator are coupled; axis 0 of noise with this batch shape are the samples."""
 
     coupling: Coupling
     batch_shape: tuple[int, ...]
@@ -56,14 +59,15 @@ _current_scope: ContextVar[int | None] = ContextVar("current_scope", default=Non
 def uniform(
     batch_shape: Sequence[int], event_shape: Sequence[int], *, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Draw U(0, 1) noise of shape `batch_shape + event_shape` that is never exactly 0 or 1.
+    """Draw numbers from U(0, 1), shape `batch_shape + event_shape`, that are never exactly 0 or 1.
 
     Args:
-        batch_shape: Axes of which those shared by an enclosing `CommonNoise.replay` get one draw, broadcast. If the
-            first is the axis of samples of an enclosing `coupled_samples`, its entries depend on one another.
-        event_shape: Axes that are always drawn independently.
-        dtype: Floating type; at least float32, since coarser noise would bias every sample.
-        device: Where to draw, from that device's global generator.
+        batch_shape: The first axes. Along axes that an enclosing `CommonNoise.replay` has added, the numbers are equal.
+            If this is the batch shape of an enclosing `coupled_samples`, the numbers along the first axis depend on one
+            another. Otherwise they are independent.
+        event_shape: The last axes, along which numbers are always independent.
+        dtype: A floating type of at least float32: the numbers of coarser types are too few, which would bias samples.
+        device: Where to draw, from the global generator of that device.
 
     Returns:
         Tensor of shape `batch_shape + event_shape`, possibly an expanded view.
@@ -75,16 +79,16 @@ def uniform(
             drawn[len(batch_shape) - 1 - right] = 1
     axis = _coupled_axis.get()
     if axis is None or tuple(batch_shape) != axis.batch_shape:
-        # rand is in [0, 1): 0 becomes the smallest normal number, whose logit (-87 in float32) is finite.
+        # torch.rand may return 0. It becomes the smallest normal number, whose logit (-87 in float32) is finite.
         return torch.rand(drawn, dtype=dtype, device=device).clamp_min_(torch.finfo(dtype).tiny).expand(full)
     first = torch.rand((1, *drawn[1:]), dtype=dtype, device=device)
-    # Both ends move inwards by as much, or the antithetic number of one that is almost 0 would round to 1.
+    # The numbers are kept at the same distance from 0 and from 1: otherwise 1 - u would round to 1 for tiny u.
     end = torch.finfo(dtype).eps / 2
     return _coupled(first, batch_shape[0], axis.coupling).clamp_(end, 1 - end).expand(full)
 
 
 def _coupled(first: Tensor, samples: int, coupling: Coupling) -> Tensor:
-    """Return noise of so many samples, each of which is uniform, from that of the first, which has one entry."""
+    """Return the noise of all samples, each of which is uniform, given that of the first sample."""
     if coupling == "antithetic":
         return torch.cat([first, 1 - first])
     shifts = torch.arange(samples, dtype=first.dtype, device=first.device) / samples
@@ -95,17 +99,17 @@ def _coupled(first: Tensor, samples: int, coupling: Coupling) -> Tensor:
 def coupled_samples(coupling: Coupling, batch_shape: Sequence[int]) -> Iterator[None]:
     """Let the samples that are drawn inside depend on one another, while each keeps its own distribution.
 
-    Every entry of the noise gets one uniform number u, and its samples are
+    For every entry of the noise, one uniform number u is drawn, and the samples of this entry are made of it:
 
-    - "antithetic", of which there are two: u and 1 - u;
-    - "stratified", K of them: u + k/K modulo 1, one in every K-th part of (0, 1);
-    - "independent": unlike this, and unlike what an enclosing `coupled_samples` says.
+    - "antithetic": the two samples are u and 1 - u;
+    - "stratified": sample k of K is u + k/K modulo 1, so there is one sample in every K-th part of (0, 1);
+    - "independent": every sample is drawn independently, even inside another `coupled_samples`.
 
-    Noise of another batch shape, such as that of estimators inside the cost, is left alone.
+    Noise of another batch shape, such as that of estimators inside the cost, is drawn independently.
 
     Args:
-        coupling: Which of the three.
-        batch_shape: That of the noise, the axis of samples being the first.
+        coupling: One of the three.
+        batch_shape: The batch shape of the noise to couple; its first axis is that of the samples.
 
     Example:
         >>> import torch
@@ -123,30 +127,32 @@ def coupled_samples(coupling: Coupling, batch_shape: Sequence[int]) -> Iterator[
 
 @contextmanager
 def independent_samples() -> Iterator[None]:
-    """Draw independent noise inside, as costs do that are random themselves."""
+    """Draw independent noise inside, whatever an enclosing `coupled_samples` says."""
     with coupled_samples("independent", ()):
         yield
 
 
 def is_coupled() -> bool:
-    """Whether samples drawn now must depend on one another, so be made from `uniform` noise alone."""
+    """Whether samples drawn now may have to depend on one another, so must be computed from `uniform` noise only."""
     return _coupled_axis.get() is not None
 
 
 def is_replaying() -> bool:
-    """Whether the noise drawn now has been drawn before, so that it is not independent of costs already seen.
+    """Whether the noise drawn now is a repetition of earlier noise, inside `CommonNoise.replay`.
 
-    A baseline that averages past costs must then use the average from before the current `replay_scope`.
+    Then the samples are not independent of costs that were computed with that noise before. A baseline that averages
+    past costs must use its average from before the current `replay_scope`.
     """
     return bool(_shared_axes.get())
 
 
 @contextmanager
 def replay_scope() -> Iterator[None]:
-    """Mark the stretch of code within which noise may be replayed; also usable as a decorator.
+    """Mark the code within which noise may be repeated; also usable as a decorator.
 
-    Noise that is drawn inside the scope may be drawn again inside it, and nowhere else. Every call of an estimator is
-    such a scope, together with the calls of other estimators inside its cost. Scopes that are nested count as one.
+    Noise that is drawn inside the scope may be repeated inside the same scope, and never after it. Every outermost call
+    of an estimator is such a scope, and includes the calls of other estimators inside its cost: nested scopes count as
+    one.
     """
     token = _current_scope.set(current_scope())
     try:
@@ -156,19 +162,19 @@ def replay_scope() -> Iterator[None]:
 
 
 def current_scope() -> int:
-    """Return the number of the running `replay_scope`, or a number never used before when none is running.
+    """Return the number of the running `replay_scope`, or a number never used before if none is running.
 
-    Statistics of costs that were gathered before a scope began are independent of all noise replayed inside it.
+    Averages of costs that were gathered before a scope began are independent of all noise drawn inside it.
     """
     running = _current_scope.get()
     return next(_scope_numbers) if running is None else running
 
 
 class CommonNoise:
-    """Remember the generator's state now; evaluate again under the same noise later.
+    """Remembers the state of the random generator, so that the same noise can be drawn again later.
 
     Args:
-        device: Device whose generator is replayed.
+        device: The device whose generator is meant.
 
     Example:
         >>> import torch
@@ -187,10 +193,10 @@ class CommonNoise:
 
     @contextmanager
     def replay(self, new_axis: int) -> Iterator[None]:
-        """Draw what was drawn since the snapshot again, the same along one more batch axis.
+        """Draw the same noise again as was drawn after this object was made, repeated along a new batch axis.
 
         Args:
-            new_axis: How many batch axes stand to the right of the new one.
+            new_axis: The position of the new axis: how many batch axes are to its right.
         """
         before = self._get()
         self._set(self.state)
@@ -200,11 +206,11 @@ class CommonNoise:
         finally:
             _shared_axes.reset(token)
             if torch.equal(self._get(), self.state):
-                # Nothing was drawn again: go on from where we were, or all that follows would repeat what was drawn.
+                # Nothing was drawn. The generator must not stay at the old state, or later noise would repeat.
                 self._set(before)
 
     def is_unused(self) -> bool:
-        """Whether nothing was drawn since the snapshot."""
+        """Whether nothing was drawn since this object was made."""
         return torch.equal(self._get(), self.state)
 
     def _get(self) -> Tensor:

@@ -1,6 +1,7 @@
-"""Generalized stochastic backpropagation: the gradient rules of distribution families, one file per family.
+"""Generalized stochastic backpropagation: formulas for the gradient of E[f(z)], one file for each distribution family.
 
-Importing this package registers the rules of all its families. `register_rule` and `register_cumulant` add a family.
+A *rule* computes the gradient in each parameter of a distribution from changes or derivatives of f at a sample.
+Importing this package registers the rules of its families; `register_rule` and `register_cumulant` add further ones.
 """
 
 from lightning_estimators.rules import (  # noqa: F401  # imported for the rules that they register

@@ -1,4 +1,4 @@
-"""Generalized stochastic backpropagation as rules on the distribution: which family has which."""
+"""The registry of gradient rules and of cumulant generating functions, by distribution family."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ __all__ = [
 ]
 
 Rule = Callable[[Distribution, Tensor, Objective], dict[str, Tensor]]
-"""`rule(q, z, f)`: the gradient in each parameter of q (see `distribution_parameters`) at the sample z."""
+"""`rule(q, z, f)` returns an estimate of the gradient of E[f] in each parameter of q (see `distribution_parameters`).
+
+z is a sample of q; the mean of the estimate over z, and over the noise that the rule draws, is the exact gradient.
+"""
 
 Cumulant = Callable[[dict[str, Tensor], Any], Any]
-"""`cumulant(parameters, t)`: log E exp(t z) of one coordinate, elementwise in t, a tensor or a `rules.Jet`."""
+"""`cumulant(parameters, t)` returns log E[exp(t z)] of one coordinate z, elementwise in t (tensor or `rules.Jet`)."""
 
 _rules: dict[tuple[type[Distribution], bool], Rule] = {}
 _cumulants: dict[type[Distribution], Cumulant] = {}
@@ -36,8 +39,8 @@ def register_rule(family: type[Distribution], *, f_gradient: bool) -> Callable[[
     """Register the decorated function as a rule of a family, as `torch.distributions.register_kl` does.
 
     Args:
-        family: Type of the distribution inside any `Independent`; subclasses inherit its rules.
-        f_gradient: Whether the rule differentiates f in z; if not, it works for a black box.
+        family: The class of the distribution, without any `Independent` around it. Its subclasses have the same rule.
+        f_gradient: Whether the rule uses derivatives of f in z. If not, f may be a black box.
     """
 
     def register(rule: Rule) -> Rule:
@@ -50,10 +53,10 @@ def register_rule(family: type[Distribution], *, f_gradient: bool) -> Callable[[
 def register_cumulant(family: type[Distribution]) -> Callable[[Cumulant], Cumulant]:
     """Register the decorated function as the cumulant generating function of a family.
 
-    That is all the series form needs: its coefficients are found by differentiation.
+    The series form of stochastic backpropagation needs nothing else: it finds its coefficients by differentiation.
 
     Args:
-        family: Type of the distribution inside any `Independent`; subclasses inherit it.
+        family: The class of the distribution, without any `Independent` around it; it holds for its subclasses too.
     """
 
     def register(cumulant: Cumulant) -> Cumulant:
@@ -64,15 +67,15 @@ def register_cumulant(family: type[Distribution]) -> Callable[[Cumulant], Cumula
 
 
 def has_rule(q: Distribution, *, f_gradient: bool) -> bool:
-    """Whether the family of q has a rule of that kind."""
+    """Whether the family of q has a rule that does (`f_gradient=True`) or does not use derivatives of f."""
     return any((family, f_gradient) in _rules for family in type(base_distribution(q)).__mro__)
 
 
 def rule_for(q: Distribution, *, f_gradient: bool) -> Rule:
-    """Return the rule of q's family: the most special one registered.
+    """Return the rule of q's class, or of its nearest superclass that has one.
 
     Raises:
-        TypeError: There is none.
+        TypeError: No rule is registered.
     """
     for family in type(base_distribution(q)).__mro__:
         if (family, f_gradient) in _rules:
@@ -96,10 +99,10 @@ def has_cumulant(q: Distribution) -> bool:
 
 
 def cumulant_for(q: Distribution) -> Cumulant:
-    """Return the cumulant generating function of q's family.
+    """Return the cumulant generating function of q's class, or of its nearest superclass that has one.
 
     Raises:
-        TypeError: There is none.
+        TypeError: None is registered.
     """
     for family in type(base_distribution(q)).__mro__:
         if family in _cumulants:

@@ -1,4 +1,4 @@
-"""The rules of the Poisson and negative binomial distributions."""
+"""The gradient rules of the Poisson and the negative binomial distribution."""
 
 from __future__ import annotations
 
@@ -28,14 +28,18 @@ def poisson_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
 def negative_binomial_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
     r"""Return $\partial_r = -\log(1 - p) [f(z + K) - f(z)]$ and $\partial_p = \frac{r}{1 - p} [f(z + G) - f(z)]$.
 
-    K ~ Logarithmic(p), G ~ Geometric{1, 2, ...} with success 1 − p; $P(z) \propto (1 - p)^r p^z$ as in torch. In the
-    logits of p the second is $r p\, [f(z + G) - f(z)]$.
+    As in torch, $P(z) \propto (1 - p)^r p^z$. K has the logarithmic distribution with parameter p, and G the geometric
+    distribution on 1, 2, ... with success probability 1 − p. With respect to the logits of p, the second formula is
+    $r p\, [f(z + G) - f(z)]$.
+
+    Source: K is drawn as in Kemp (1981), *Efficient generation of logarithmically distributed pseudo-random variables*,
+    https://doi.org/10.2307/2346348.
     """
     parameters = distribution_parameters(q)
     total, logits = parameters["total_count"].detach(), parameters["logits"].detach()
     log_p, log_failure = logsigmoid(logits), -softplus(logits)
     u, v, w = jump_noise(q), jump_noise(q), jump_noise(q)
-    # Kemp (1981): 1 + floor(log v / log(1 - (1 - p)^u)) is logarithmic.
+    # Kemp (1981): 1 + floor(log v / log(1 - (1 - p)^u)) has the logarithmic distribution.
     logarithmic = 1 + torch.floor(v.log() / _log1mexp(u * log_failure))
     geometric = 1 + torch.floor(w.log() / log_p)
     by_count, by_logits = -log_failure, total * log_p.exp()
@@ -46,7 +50,7 @@ def negative_binomial_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str
 
 
 def _log1mexp(x: Tensor) -> Tensor:
-    """Return log(1 − eˣ) for x < 0, without rounding to 0 where eˣ is small."""
+    """Return log(1 − eˣ) for x < 0, accurate also where eˣ is small beside 1."""
     return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-x.exp()))
 
 

@@ -1,11 +1,13 @@
-r"""The rules of the Dirichlet and beta distributions, through normalised gammas.
+r"""The gradient rules of the Dirichlet and the beta distribution, which are normalised gamma variables.
 
-With independent $g_i \sim \Gamma(\alpha_i, 1)$, z = g / Σg is Dirichlet and its total G = Σg ~ Γ(Σα, 1) is independent
-of it, so G can be drawn beside any sample z. A jump of $g_i$ by x moves z towards the corner $e_i$, to
-z' = z + w (e_i − z) with w = x / (G + x). The gamma rule for $\alpha_i$ is the integral of
-$[f(z') - f(z)]\, e^{-x} / x$ over x > 0. Drawing x = sT with s uniform and T ~ Exp(1), as for a single gamma, has
-infinite variance when Σα ≤ 1, because the difference is of size min(1, x / G). So x is drawn where the integrand is,
-uniformly in log(G + x) between 0 and T, and all stays in logarithms, since G underflows for α near 0.
+If $g_i \sim \Gamma(\alpha_i, 1)$ are independent, z = g / Σg has the Dirichlet distribution. The sum
+G = Σg ~ Γ(Σα, 1) is independent of z, so a value of G can be drawn for any sample z. When $g_i$ jumps by x, z moves
+towards the corner $e_i$ of the simplex, to z' = z + w (e_i − z) with w = x / (G + x). The gamma rule for $\alpha_i$ is
+the integral of $[f(z') - f(z)]\, e^{-x} / x$ over x > 0.
+
+For a single gamma variable, x = sT is drawn with s uniform and T ~ Exp(1). Here this would have infinite variance when
+Σα ≤ 1, since the difference of f is about as large as min(1, x / G), while G can be tiny. So x is drawn between 0 and T
+such that log(G + x) is uniform. G underflows for α near 0, so only its logarithm is used.
 
 Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eqs. 20 and 21, in jump form,
 https://hal.science/hal-02968975.
@@ -31,7 +33,7 @@ __all__ = ["beta_derivatives", "beta_differences", "dirichlet_derivatives", "dir
 
 @register_rule(Dirichlet, f_gradient=False)
 def dirichlet_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
-    r"""Return $\partial_{\alpha_i} = [f(z') - f(z)] \log(1 + T/G) / w$ for a black-box f."""
+    r"""Return $\partial_{\alpha_i} = [f(z') - f(z)] \log(1 + T/G) / w$; f may be a black box."""
     w, weight = _difference_jump(q, _log_total(q))
     change = f.weighted_change(z, _towards_corners(z, w), weight.movedim(-1, 0))
     return {"concentration": change.movedim(0, -1) * weight}
@@ -39,7 +41,10 @@ def dirichlet_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str,
 
 @register_rule(Dirichlet, f_gradient=True)
 def dirichlet_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
-    r"""Return $\partial_{\alpha_i} = \langle \nabla f(z'), e_i - z' \rangle \log(1 + T/G) / T$, T by importance."""
+    r"""Return $\partial_{\alpha_i} = \langle \nabla f(z'), e_i - z' \rangle \log(1 + T/G) / T$.
+
+    T is drawn by importance sampling, see `_derivative_jump`.
+    """
     w, weight = _derivative_jump(q, _log_total(q))
     moved = _towards_corners(z, w)
     corners = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
@@ -50,7 +55,7 @@ def dirichlet_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str,
 
 @register_rule(Beta, f_gradient=False)
 def beta_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
-    """Return the rule of the Dirichlet of two corners: 1 for `concentration1` and 0 for `concentration0`."""
+    """Return the rule of a Dirichlet variable (z, 1 - z) with parameters (concentration1, concentration0)."""
     log_total = _log_total(q)
     (up, weight_up), (down, weight_down) = _difference_jump(q, log_total), _difference_jump(q, log_total)
     return {
@@ -61,7 +66,7 @@ def beta_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
 
 @register_rule(Beta, f_gradient=True)
 def beta_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
-    """Return the rule of the Dirichlet of two corners: 1 for `concentration1` and 0 for `concentration0`."""
+    """Return the rule of a Dirichlet variable (z, 1 - z) with parameters (concentration1, concentration0)."""
     log_total = _log_total(q)
     (up, weight_up), (down, weight_down) = _derivative_jump(q, log_total), _derivative_jump(q, log_total)
     above, below = z + up * (1 - z), z - down * z
@@ -72,7 +77,7 @@ def beta_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
 
 
 def _log_total(q: Distribution) -> Tensor:
-    """Draw log G, of the shape of z (Dirichlet: one number per variable, expanded over its entries)."""
+    """Draw log G, one number for each variable, and expand it to the shape of z."""
     parameters = [p.detach() for p in distribution_parameters(q).values()]
     if len(parameters) == 2:
         return log_gamma_sample(parameters[0] + parameters[1], jump_noise(q))
@@ -83,17 +88,18 @@ def _log_total(q: Distribution) -> Tensor:
 
 
 def _difference_jump(q: Distribution, log_total: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw w and return it with its weight log(1 + T/G) / w."""
+    """Draw the relative jump w, and return it and the importance weight log(1 + T/G) / w."""
     spread = softplus(exponential(q).log() - log_total)  # log(1 + T/G)
     w = -torch.expm1(-jump_noise(q) * spread)
     return w, spread / w
 
 
 def _derivative_jump(q: Distribution, log_total: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw w and return it with its weight.
+    """Draw the relative jump w, and return it and its importance weight.
 
-    With T ~ Exp(1) the weight log(1 + T/G) / T has infinite variance too, so half of the draws are T in (0, 1), uniform
-    in log(G + T), and half T = 1 + Exp(1); the weight is that of Exp(1) against this mixture.
+    If T were drawn from Exp(1), the weight log(1 + T/G) / T would have infinite variance. So T is drawn from a mixture:
+    with probability 1/2 from (0, 1) such that log(G + T) is uniform, and with probability 1/2 as 1 + Exp(1). The weight
+    contains the density of Exp(1) divided by that of the mixture.
     """
     span = softplus(-log_total)  # log(1 + 1/G)
     y = (jump_noise(q) * span).clamp_min(torch.finfo(span.dtype).eps)
@@ -108,7 +114,7 @@ def _derivative_jump(q: Distribution, log_total: Tensor) -> tuple[Tensor, Tensor
 
 
 def _towards_corners(z: Tensor, w: Tensor) -> Tensor:
-    """Return z + w_i (e_i - z) for every i, stacked as alternatives, shape `(K,)` + shape of z."""
+    """Return z + w_i (e_i - z) for every corner i, as alternatives for z: shape `(K,)` + the shape of z."""
     corners = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
     corners = corners.reshape(-1, *(1,) * (z.ndim - 1), z.shape[-1])
     return z + w.movedim(-1, 0).unsqueeze(-1) * (corners - z)

@@ -1,4 +1,4 @@
-"""The rules of the gamma distribution, and of the exponential and chi-squared ones, which are gammas."""
+"""The gradient rules of the gamma distribution; exponential and chi-squared variables are gamma variables too."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ __all__ = ["gamma_cumulant", "gamma_derivatives", "gamma_differences"]
 @register_rule(Exponential, f_gradient=False)
 @register_rule(Gamma, f_gradient=False)
 def gamma_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
-    r"""Return the gradient for a black-box f, in shape k and scale μ, with T ~ Exp(mean μ) and s ~ U(0, 1).
+    r"""Return the gradient in shape k and rate from differences of f, which may be a black box.
 
-    $\partial_\mu = \frac{k}{\mu} [f(z + T) - f(z)]$ and $\partial_k = [f(z + sT) - f(z)] / s$.
+    With the scale μ = 1 / rate, T exponential of mean μ, and s uniform on (0, 1), it is
+    $\partial_\mu = \frac{k}{\mu} [f(z + T) - f(z)]$ and $\partial_k = [f(z + sT) - f(z)] / s$. The gradient in the rate
+    is $-\mu^2 \partial_\mu$.
     """
     parameters = distribution_parameters(q)
     shape, scale = _shape_and_scale(parameters)
     by_rate = by_shape = None
     if "rate" in parameters:
         mean = shape * scale
-        by_rate = -mean * f.weighted_change(z, z + scale * exponential(q), mean)  # dμ/d rate = -μ²
+        by_rate = -mean * f.weighted_change(z, z + scale * exponential(q), mean)  # -μ² · k/μ is minus the mean
     if "rate" not in parameters or len(parameters) == 2:
         s = jump_noise(q)
         by_shape = f.weighted_change(z, z + s * scale * exponential(q), 1 / s) / s
@@ -38,7 +40,11 @@ def gamma_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Ten
 @register_rule(Exponential, f_gradient=True)
 @register_rule(Gamma, f_gradient=True)
 def gamma_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
-    r"""Return $\partial_\mu = k f'(z + T)$ and $\partial_k = \mu f'(z + sT)$, T ~ Exp(mean μ), s ~ U(0, 1)."""
+    r"""Return the gradient in shape k and rate from derivatives of f.
+
+    With the scale μ = 1 / rate, T exponential of mean μ, and s uniform on (0, 1), it is
+    $\partial_\mu = k f'(z + T)$ and $\partial_k = \mu f'(z + sT)$. The gradient in the rate is $-\mu^2 \partial_\mu$.
+    """
     parameters = distribution_parameters(q)
     shape, scale = _shape_and_scale(parameters)
     by_rate = by_shape = None
@@ -52,13 +58,13 @@ def gamma_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Ten
 @register_cumulant(Exponential)
 @register_cumulant(Gamma)
 def gamma_cumulant(parameters: dict[str, Tensor], t: Any) -> Any:
-    """Return −k log(1 − μt)."""
+    """Return −k log(1 − μt), with shape k and scale μ."""
     shape, scale = _shape_and_scale(parameters)
     return -shape * torch.log1p(-scale * t)
 
 
 def _shape_and_scale(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Shape and scale of a gamma (concentration, rate), an exponential (rate) or a chi-squared (df)."""
+    """Return the shape and scale of a gamma (concentration, rate), exponential (rate) or chi-squared (df) variable."""
     if "df" in parameters:
         return parameters["df"] / 2, torch.full_like(parameters["df"], 2.0)
     rate = parameters["rate"]

@@ -1,7 +1,8 @@
-"""Taylor arithmetic: the first coefficients of a function at t = 0, at a cost that grows with the square of the order.
+"""Arithmetic on truncated power series, which gives the Taylor coefficients of a function at t = 0.
 
-Nested reverse-mode differentiation of a cumulant generating function gives the same numbers, but its graph triples with
-every order. A `Jet` carries the coefficients of a power series through elementwise functions instead.
+Differentiating a function n times in turn by autograd gives the same numbers, but the graph becomes about three times
+as large with every order. A `Jet` holds the first coefficients of a power series, and elementwise functions map it to
+another one, in a time that grows with the square of the order.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ Number = float | int
 class Jet:
     r"""A truncated power series $c_0 + c_1 t + \dots + c_N t^N$ with tensors as coefficients.
 
-    Knows arithmetic, integer and real powers, `sqrt`, `exp`, `expm1`, `log`, `log1p`, `sigmoid`, `lgamma` and `digamma`
-    (of positive arguments), as methods and as functions of torch.
+    Supported are arithmetic, integer and real powers, and `sqrt`, `exp`, `expm1`, `log`, `log1p`, `sigmoid`, `lgamma`
+    and `digamma` (of positive arguments), as methods of the jet and as functions of torch.
 
     Args:
-        coefficients: $c_0, \dots, c_N$, of shapes that broadcast.
+        coefficients: $c_0, \dots, c_N$, tensors of shapes that can be broadcast.
 
     Example:
         >>> import torch
@@ -42,7 +43,7 @@ class Jet:
     def __torch_function__(
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Send torch.exp(jet), tensor * jet and the like to the methods of the same name."""
+        """Let torch's functions, as in torch.exp(jet) or tensor * jet, call the jet's methods of the same name."""
         method = _METHODS.get(getattr(function, "__name__", ""))
         if method is None or kwargs:
             return NotImplemented
@@ -76,9 +77,9 @@ class Jet:
         return self**-1 * other
 
     def __pow__(self, power: Tensor | Number) -> Jet:
-        if isinstance(power, int) and power >= 0:  # also where the series starts at 0
+        if isinstance(power, int) and power >= 0:  # repeated multiplication also works where c_0 is 0
             return functools.reduce(Jet.__mul__, [self] * power, self._constant(1.0))
-        # y = x^p satisfies x y' = p x' y.
+        # The coefficients of y = x^p follow from x y' = p x' y.
         x = self.coefficients
         y = [x[0] ** power]
         for n in range(1, len(x)):
@@ -93,7 +94,7 @@ class Jet:
         return self**0.5
 
     def exp(self) -> Jet:
-        """Return the exponential: y' = x' y."""
+        """Return the exponential y, whose coefficients follow from y' = x' y."""
         x = self.coefficients
         y = [x[0].exp()]
         for n in range(1, len(x)):
@@ -106,7 +107,7 @@ class Jet:
         return Jet([self.coefficients[0].expm1(), *y[1:]])
 
     def log(self) -> Jet:
-        """Return the logarithm: x y' = x'."""
+        """Return the logarithm y, whose coefficients follow from x y' = x'."""
         x = self.coefficients
         y = [x[0].log()]
         for n in range(1, len(x)):
@@ -124,7 +125,7 @@ class Jet:
         return ((-self).exp() + 1.0) ** -1
 
     def lgamma(self) -> Jet:
-        """Return log Γ(x), whose derivatives at a number are polygamma functions."""
+        """Return log Γ(x), whose derivatives are polygamma functions."""
         x = self.coefficients[0]
         return self._composed([x.lgamma(), *(torch.polygamma(n - 1, x) for n in range(1, len(self.coefficients)))])
 
@@ -134,7 +135,7 @@ class Jet:
         return self._composed([torch.polygamma(n, x) for n in range(len(self.coefficients))])
 
     def _composed(self, derivatives: list[Tensor]) -> Jet:
-        """Return g(x) from the derivatives of g at the constant term, by Horner's scheme."""
+        """Return g(x), given the derivatives of g at the constant term $c_0$ of x, by Horner's scheme."""
         x = self.coefficients
         move = Jet([torch.zeros_like(x[0]), *x[1:]])
         result = self._constant(0.0)
@@ -155,7 +156,7 @@ def _sum(terms: Iterable[Tensor]) -> Tensor:
 
 
 def _reflected(name: str) -> Callable[[Any, Any], Any]:
-    """Arithmetic in which either side may be the jet."""
+    """Return the function of torch for a binary operation of which either side may be the jet."""
     return lambda a, b: getattr(a, f"__{name}__")(b) if isinstance(a, Jet) else getattr(b, f"__r{name}__")(a)
 
 

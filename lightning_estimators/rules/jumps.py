@@ -1,4 +1,4 @@
-"""The random shifts of the jump form."""
+"""The noise from which the rules draw the random jumps of one coordinate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["exponential", "jump_noise"]
 
 
 def jump_noise(q: Distribution) -> Tensor:
-    """Draw U(0, 1) noise, one number for each parameter entry of q."""
+    """Draw numbers from U(0, 1), one for each entry of a parameter of q."""
     like = next(iter(distribution_parameters(q).values()))
     lead = len(q.batch_shape)
     return uniform(like.shape[:lead], like.shape[lead:], dtype=like.dtype, device=like.device)
 
 
 def exponential(q: Distribution) -> Tensor:
-    """Draw standard exponential noise, one number for each parameter entry of q."""
+    """Draw exponential numbers of mean 1, one for each entry of a parameter of q."""
     return -jump_noise(q).log()

@@ -1,4 +1,4 @@
-"""The rules of the Laplace distribution."""
+"""The gradient rules of the Laplace distribution."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ __all__ = ["laplace_cumulant", "laplace_derivatives", "laplace_differences"]
 
 @register_rule(Laplace, f_gradient=False)
 def laplace_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
-    r"""Return, with e ~ Exp(mean b) and L ~ Laplace(0, b), for a black-box f:
+    r"""Return the gradient in location μ and scale b from differences of f, which may be a black box.
 
-    $\partial_\mu = \frac{1}{2b} [f(\mu + e) - f(\mu - e)]$ (measure-valued) and
-    $\partial_b = \frac{1}{b} [f(z + L) + f(z - L) - 2 f(z)]$, the average over ±L of $\frac{2}{b}[f(z + L) - f(z)]$.
-    """  # noqa: D415
+    With e exponential of mean b, and L ~ Laplace(0, b), it is
+    $\partial_\mu = \frac{1}{2b} [f(\mu + e) - f(\mu - e)]$, the measure-valued derivative, and
+    $\partial_b = \frac{1}{b} [f(z + L) + f(z - L) - 2 f(z)]$, the average over L and −L of
+    $\frac{2}{b}[f(z + L) - f(z)]$.
+    """
     loc, scale = _parameters(q)
     e = scale * exponential(q)
-    # L as the difference of two exponentials.
+    # The difference of two independent exponential variables has the Laplace distribution.
     jump = scale * (exponential(q) - exponential(q))
     right, left = (f.weighted_change(z, loc + step, 0.5 / scale) for step in (e, -e))
     change = f.weighted_change(z, z + jump, 1 / scale) + f.weighted_change(z, z - jump, 1 / scale)
@@ -34,7 +36,7 @@ def laplace_differences(q: Distribution, z: Tensor, f: Objective) -> dict[str, T
 
 @register_rule(Laplace, f_gradient=True)
 def laplace_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
-    r"""Return $\partial_\mu = f'(z)$ and $\partial_b = f'(z + e) - f'(z - e)$ with e ~ Exp(mean b)."""
+    r"""Return $\partial_\mu = f'(z)$ and $\partial_b = f'(z + e) - f'(z - e)$, with e exponential of mean b."""
     _, scale = _parameters(q)
     e = scale * exponential(q)
     change = f.coordinate_slope(z, z + e) - f.coordinate_slope(z, z - e)
@@ -43,7 +45,11 @@ def laplace_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, T
 
 @register_cumulant(Laplace)
 def laplace_cumulant(parameters: dict[str, Tensor], t: Any) -> Any:
-    """Return μt − log(1 − b²t²) (Echraibi et al. (2020), eq. 18 and the text above it, with μ restored)."""
+    """Return μt − log(1 − b²t²).
+
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 18 and the text above it, where the
+    location μ is left out, https://hal.science/hal-02968975.
+    """
     return parameters["loc"] * t - torch.log1p(-((parameters["scale"] * t) ** 2))
 
 

@@ -1,4 +1,4 @@
-"""The rules of the normal distribution, diagonal and full: Bonnet's and Price's theorems."""
+"""The gradient rules of normal variables, independent and correlated: Bonnet's and Price's theorems."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ __all__ = ["multivariate_normal_derivatives", "normal_cumulant", "normal_derivat
 def normal_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
     r"""Return $\partial_\mu = f'(z)$ (Bonnet) and $\partial_\sigma = \sigma f''(z)$ (Price), coordinate by coordinate.
 
-    Where f contains another estimator, whose gradient is a number and has no derivative, Price's rule is integrated by
-    parts: $\partial_\sigma = f'(z) (z - \mu) / \sigma$, of the same mean.
+    If f contains another estimator, its second derivative is not available, since the gradient of an estimator cannot
+    be differentiated. Then $\partial_\sigma = f'(z) (z - \mu) / \sigma$, which has the same mean by integration by
+    parts.
 
     Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 14, https://hal.science/hal-02968975;
     Rezende, Mohamed & Wierstra (2014), *Stochastic backpropagation and approximate inference in deep generative
@@ -39,14 +40,16 @@ def normal_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Te
 
 @register_rule(MultivariateNormal, f_gradient=True)
 def multivariate_normal_derivatives(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor]:
-    r"""Return $\partial_\mu = \nabla f(z)$ and $\partial_L = \operatorname{tril}(\nabla^2 f(z) L)$, Σ = L Lᵀ.
+    r"""Return $\partial_\mu = \nabla f(z)$ and $\partial_L = \operatorname{tril}(\nabla^2 f(z) L)$.
 
-    Cost: the Hessian of f, two nested reverse passes at a copy of z for each of its entries. Around another estimator
-    it is integrated by parts as for the diagonal normal:
-    $\partial_L = \operatorname{tril}(\nabla f(z)\, \varepsilon^\top)$, $\varepsilon = L^{-1} (z - \mu)$.
+    L is the lower triangular factor of the covariance, Σ = L Lᵀ. If f contains another estimator, its Hessian is not
+    available (see `normal_derivatives`), and integration by parts gives
+    $\partial_L = \operatorname{tril}(\nabla f(z)\, \varepsilon^\top)$ with $\varepsilon = L^{-1} (z - \mu)$.
 
-    Source: Echraibi et al. (2020), https://hal.science/hal-02968975, eq. 14, with
-    $\frac12 \operatorname{tr}(\nabla^2 f\, d\Sigma)$ written in L.
+    Cost: the Hessian of f takes two backward passes at D copies of z, one for each of its D entries.
+
+    Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 14, with
+    $\frac12 \operatorname{tr}(\nabla^2 f\, d\Sigma)$ as a function of L, https://hal.science/hal-02968975.
     """
     loc, factor = (distribution_parameters(q)[name].detach() for name in ("loc", "scale_tril"))
     try:
@@ -59,12 +62,16 @@ def multivariate_normal_derivatives(q: Distribution, z: Tensor, f: Objective) ->
 
 
 def _gradient_and_hessian(z: Tensor, f: Objective) -> tuple[Tensor, Tensor]:
-    """Return the gradient, and the Hessian in each vector of the event: what it shares with others has no part."""
+    """Return the gradient of f, and its Hessian in each vector of the event.
+
+    An event may consist of several independent vectors. Derivatives with respect to entries of two different vectors
+    are not part of the rule.
+    """
     lead = z.shape[: z.ndim - f.event_dim]
     entries, size = z.shape[z.ndim - f.event_dim :].numel(), z.shape[-1]
     noise = CommonNoise(z.device)
     with torch.enable_grad(), differentiated_twice(), noise.replay(new_axis=len(lead)):
-        # Copy i of z yields row i of the Hessian.
+        # From copy i of z comes row i of the Hessian.
         copies = z.detach().expand(entries, *z.shape).clone().requires_grad_()
         (gradient,) = torch.autograd.grad(
             f(copies).sum(), copies, create_graph=True, allow_unused=True, materialize_grads=True

@@ -1,4 +1,7 @@
-"""The series form: derivatives of the cost, weighted by coefficients found from the cumulant generating function."""
+"""The series form of stochastic backpropagation: a weighted sum of the derivatives of f of orders 1 to N.
+
+The weights are coefficients of the cumulant generating function K of the distribution, differentiated in a parameter.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,15 @@ __all__ = ["exponential_rule", "series_coefficients", "series_rule"]
 
 
 def series_coefficients(cumulant: Cumulant, parameters: dict[str, Tensor], order: int) -> dict[str, list[Tensor]]:
-    r"""Return, for each parameter, $a_1, \dots, a_N$ in $\nabla_\theta K_\theta(t) = \sum_n a_n t^n$.
+    r"""Return, for each parameter, the coefficients $a_1, \dots, a_N$ of $\nabla_\theta K_\theta(t) = \sum_n a_n t^n$.
 
-    K is expanded at t = 0 by Taylor arithmetic (`Jet`), and its coefficients are differentiated in the parameters.
+    The Taylor series of K at t = 0 is computed by arithmetic on power series (`Jet`), and its coefficients are
+    differentiated in the parameters.
 
     Args:
-        cumulant: K.
-        parameters: By name; K is elementwise in them.
-        order: N.
+        cumulant: The cumulant generating function K.
+        parameters: The parameters by name; K acts on them elementwise.
+        order: The largest order N.
 
     Example:
         >>> import torch
@@ -44,7 +48,7 @@ def series_coefficients(cumulant: Cumulant, parameters: dict[str, Tensor], order
 
 
 def _without_repeats(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keep one entry of every axis along which all parameters are expanded, as they are over samples."""
+    """Keep one entry of every axis along which all parameters repeat (`expand`), such as that of samples."""
     if len({p.shape for p in parameters.values()}) > 1:
         return parameters
     for axis in range(next(iter(parameters.values())).ndim):
@@ -54,17 +58,18 @@ def _without_repeats(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _gradient(coefficient: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    if not coefficient.requires_grad:  # the third cumulant of a normal, say
+    if not coefficient.requires_grad:  # such as the third cumulant of a normal distribution, which is always 0
         return tuple(torch.zeros_like(leaf) for leaf in leaves)
     return torch.autograd.grad(coefficient.sum(), leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 def series_rule(q: Distribution, z: Tensor, f: Objective, order: int) -> dict[str, Tensor]:
-    r"""Return $\sum_{n=1}^N a_n f^{(n)}(z)$, coordinate by coordinate, for every parameter.
+    r"""Return $\sum_{n=1}^N a_n f^{(n)}(z)$ in every coordinate, for every parameter.
 
-    Beta and Dirichlet variables are normalised gammas, differentiated through the normalisation. The n-th derivative in
-    the gammas is of order G^-n, G their sum, so that term has a mean only where the concentrations sum to more than n;
-    where they sum to little, G underflows and there is no number at all. The jump form has no such limit.
+    Beta and Dirichlet variables are normalised gamma variables. Here f is differentiated as a function of these gamma
+    variables. Its n-th derivative is of order G^-n, where G is the sum of the gamma variables, so the n-th term has a
+    finite mean only if the concentrations sum to more than n. If their sum is small, G underflows and the result is not
+    finite. The jump form (`dirichlet`) has no such limits.
 
     Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, theorem 1 truncated as in eq. 26;
     eqs. 20 and 21 for the beta and the Dirichlet. https://hal.science/hal-02968975
@@ -103,12 +108,14 @@ def _normalised_series(q: Distribution, z: Tensor, f: Objective, order: int) -> 
 
 
 def exponential_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tensor] | None:
-    r"""Return $\nabla_\theta K_\theta(\varepsilon) f(z)$ for costs that are exponential in every coordinate, else None.
+    r"""Return $\nabla_\theta K_\theta(\varepsilon) f(z)$ if f is exponential in every coordinate; None if it is not.
 
-    The whole series, summed: the derivative operator acts on $e^{\varepsilon z}$ as the number ε.
+    This is the sum of the whole infinite series. Each derivative of $e^{\varepsilon z}$ is ε times the one before, so
+    the series in the derivatives of f is the series of $\nabla_\theta K_\theta$ at t = ε, times f(z).
 
     Raises:
-        ValueError: $K_\theta(\varepsilon)$ is not finite, and with it the expectation: for a gamma of scale μ, με ≥ 1.
+        ValueError: $K_\theta(\varepsilon)$ is not finite, so the expectation is not: for a gamma variable of scale μ,
+            if με ≥ 1.
 
     Source: Echraibi et al. (2020), *Generalized stochastic backpropagation*, eq. 25, https://hal.science/hal-02968975.
     """
@@ -120,7 +127,7 @@ def exponential_rule(q: Distribution, z: Tensor, f: Objective) -> dict[str, Tens
         leaves = {name: p.detach().clone().requires_grad_() for name, p in distribution_parameters(q).items()}
         cumulant = cumulant_for(q)(leaves, rate.expand(z.shape))
         gradients = torch.autograd.grad(cumulant.sum(), list(leaves.values()))
-    # The gradient of K may look finite outside of its domain, so only K can tell.
+    # Outside of the domain of K its gradient may still be a finite number, so K itself is looked at.
     if not cumulant.isfinite().all():
         family = type(base_distribution(q)).__name__
         raise ValueError(
