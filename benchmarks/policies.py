@@ -25,14 +25,6 @@ __all__ = ["Policies"]
 TARGETS = {"CartPole-v1": 195.0, "Acrobot-v1": -100.0, "LunarLander-v3": 200.0, "InvertedPendulum-v5": 950.0}
 """Mean return of 100 episodes from which an environment counts as solved."""
 
-RATES: dict[str, tuple[float, float]] = {
-    "CartPole-v1": (0.003, 0.03),
-    "Acrobot-v1": (0.003, 0.03),
-    "LunarLander-v3": (0.003, 0.003),
-    "InvertedPendulum-v5": (0.003, 0.03),
-}
-"""Learning rates of policy and critic, the same for all methods."""
-
 NUM_ENVS, NUM_STEPS = 8, 16
 CONTINUOUS = ("InvertedPendulum-v5",)
 NO_SURROGATE = 0.0003
@@ -123,6 +115,8 @@ class Policies(Experiment):
     axes: ClassVar[dict[str, Axis]] = {
         "env": Axis(("CartPole-v1",), ("CartPole-v1",), "environment", tuple(TARGETS)),
         "steps": Axis((60_000,), (2_000,), "environment steps"),
+        "lr": Axis((0.003,), (0.003,), "learning rate of the policy"),
+        "critic_lr": Axis((0.03,), (0.03,), "learning rate of the critic"),
         "surrogate_lr": Axis((0.0003, 0.03), (0.0003,), "learning rate of the surrogate, where there is one"),
         "seed": Axis((0, 1, 2, 3, 4), (0,), "seed of networks, noise and environments"),
         "method": Axis(
@@ -145,7 +139,7 @@ class Policies(Experiment):
         batches = int(settings["steps"]) // (NUM_ENVS * NUM_STEPS)
         log = EpisodeLog(TARGETS[env])
         data = Gymnasium(env, num_envs=NUM_ENVS, num_steps=NUM_STEPS, steps_per_epoch=batches, seed=seed)
-        (lr, critic_lr), surrogate_lr = RATES[env], float(settings["surrogate_lr"])
+        lr, critic_lr, surrogate_lr = (float(settings[name]) for name in ("lr", "critic_lr", "surrogate_lr"))
         pl.seed_everything(seed)
         if method == "plain-A2C":
             environments = data.maker.vector(NUM_ENVS)
@@ -189,11 +183,10 @@ class Policies(Experiment):
 
     def protocol(self, settings: Mapping[str, Value]) -> dict[str, Value]:
         """Return what the figures depend on besides the settings."""
-        lr, critic_lr = RATES[str(settings["env"])]
         return {
             "batch": f"{NUM_STEPS} steps in each of {NUM_ENVS} environments",
             "networks": "policy and critic 64-64, surrogate 64 hidden units, all tanh",
-            "optimizer": f"Adam, lr {lr} (policy) and {critic_lr} (critic)",
+            "optimizer": "Adam",
             "advantages": "GAE, gamma .99, lambda .95, not normalized",
             "gradients": "norm at most .5 for each network",
             "entropy": 0.01,
