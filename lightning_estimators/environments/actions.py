@@ -55,6 +55,7 @@ class Actions:
                 "real numbers. Wrap the environment so that its actions are one of these "
                 "(gymnasium.wrappers.TransformAction)."
             )
+        self._is_shifted = bool(np.any(self._start))
 
     def for_environments(self, actions: Tensor) -> Any:
         """Return actions of several environments in the form that gymnasium takes; real numbers are clipped to the box.
@@ -63,10 +64,13 @@ class Actions:
             actions: In the form of `rollout.ActionKind`, shape `(num_envs, *event)`.
         """
         given: Any = actions.numpy(force=True)
-        given = given.reshape(len(given), *self._shape)
+        if given.shape[1:] != self._shape:
+            given = given.reshape(len(given), *self._shape)
         if self._bounds is not None:
-            return np.clip(given, *self._bounds).astype(self._dtype, copy=False)
-        return (given + self._start).astype(self._dtype, copy=False)
+            given = np.clip(given, *self._bounds)
+        elif self._is_shifted:
+            given = given + self._start
+        return given if given.dtype == self._dtype else given.astype(self._dtype)
 
     def masks(self, infos: Mapping[str, Any], num_envs: int) -> Tensor | None:
         """Return what is allowed in each environment, shape `(num_envs, sum of sizes)`; None if nothing is said of it.

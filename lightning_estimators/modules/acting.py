@@ -59,6 +59,7 @@ class ActingModule(EstimatorModule, ABC):
             raise ValueError(f"observation_size must be at least 1, got {observation_size!r}.")
         self._callbacks.append(EpisodeReturns())
         self.policy, self.actions, self.observation_size = policy, actions, observation_size
+        self._place: tuple[torch.device, torch.dtype] | None = None  # of the policy, known while it acts
         outputs = policy(self.example_observations())
         if outputs.shape != (2, actions.num_outputs):
             raise ValueError(
@@ -81,7 +82,6 @@ class ActingModule(EstimatorModule, ABC):
         q: Distribution = self.actions(outputs, None if action_mask is None else action_mask.to(outputs.device))
         return q
 
-    @torch.no_grad()
     def act(
         self, observations: Tensor, action_mask: Tensor | None = None, *, greedy: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -98,11 +98,14 @@ class ActingModule(EstimatorModule, ABC):
             Actions in the form of `rollout.ActionKind`, shape `(num_envs, *event)`, and log-probabilities or
             log-densities, shape `(num_envs,)`, in the precision of the policy.
         """
-        with self._precision():
-            outputs = self.policy(self._as_policy_input(observations))
-            mask = None if action_mask is None else action_mask.to(outputs.device)
-            actions, log_prob = self.actions.act(outputs, mask, greedy=greedy)
-            return actions, log_prob.to(outputs.dtype)
+        if self._place is None:
+            with self._ready_to_act():
+                return self.act(observations, action_mask, greedy=greedy)
+        device, dtype = self._place
+        outputs = self.policy(observations.to(device, dtype))
+        mask = None if action_mask is None else action_mask.to(device)
+        actions, log_prob = self.actions.act(outputs, mask, greedy=greedy)
+        return actions, log_prob.to(outputs.dtype)
 
     @contextmanager
     def acting(self, number: int, *, evaluation: bool = False) -> Iterator[None]:
@@ -115,7 +118,8 @@ class ActingModule(EstimatorModule, ABC):
             evaluation: Whether the actions are those of evaluation, which have yet another stream.
         """
         stream = _EVALUATION if evaluation else _TRAINING
-        with torch.no_grad(), counter_noise(self.device, self.noise_seed(), stream, number, self.global_rank):
+        noise = counter_noise(self.device, self.noise_seed(), stream, number, self.global_rank)
+        with noise, self._ready_to_act():
             yield
 
     def num_examples(self, batch: Rollout) -> int:
@@ -136,6 +140,17 @@ class ActingModule(EstimatorModule, ABC):
     def predict_step(self, batch: Episodes, batch_idx: int) -> Episodes:
         """Return the episodes that were played."""
         return batch
+
+    @contextmanager
+    def _ready_to_act(self) -> Iterator[None]:
+        """Find out once for many steps what each would take longer to find out than the policy takes to act."""
+        weight, before = next(self.parameters()), self._place
+        with torch.no_grad(), self._precision():
+            self._place = weight.device, weight.dtype
+            try:
+                yield
+            finally:
+                self._place = before
 
     def _as_policy_input(self, observations: Tensor) -> Tensor:
         weight = next(self.parameters())

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 from lightning_estimators import policies
@@ -159,7 +160,7 @@ class PolicyGradient(ActingModule):
         self.past_scale = PastScale() if normalize_advantages == "running" else None
         self.estimator = estimator
         self._prepare_estimator()
-        self._figures: dict[str, Tensor] = {}
+        self._latest: tuple[Distribution, Tensor | None, Tensor | None] | None = None  # what figures are made of
         self._collapse = CollapseWatch()
         self._has_warned_of_cuts = False
 
@@ -185,14 +186,13 @@ class PolicyGradient(ActingModule):
         costs: Tensor = self.estimator(q, Observed(actions, -signal, batch.log_prob.flatten()), context=states)
         if self.discount_steps:
             costs = costs * self.gamma ** batch.elapsed_steps.flatten()
-        entropy = q.entropy()
         if self.entropy_coef:
-            costs = costs - self.entropy_coef * entropy
-        self._figures = {"entropy": entropy.detach().mean(), "exploration": self.actions.exploration(q, mask)}
+            costs = costs - self.entropy_coef * q.entropy()
+        errors = None
         if self.critic is not None:
             errors = (values - (values.detach() + advantages)).square().flatten()
             costs = costs + self.critic_coef * errors
-            self._figures["critic_loss"] = errors.detach().mean()
+        self._latest = q, mask, errors
         return costs
 
     def advantages(self, batch: Rollout, values: Tensor) -> Tensor:
@@ -221,10 +221,12 @@ class PolicyGradient(ActingModule):
         """
         loss = super().training_step(batch, batch_idx)
         self._collapse.add(batch)
-        if step_is_logged(self.trainer, batch_idx):
-            for name, figure in self._figures.items():
+        latest, self._latest = self._latest, None
+        if latest is not None and step_is_logged(self.trainer, batch_idx):
+            figures = self._figures(*latest)
+            for name, figure in figures.items():
                 self.log(f"train/{name}", figure, on_step=True, on_epoch=False, sync_dist=True)
-            self._collapse.look(float(self._figures["exploration"]))
+            self._collapse.look(float(figures["exploration"]))
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -265,6 +267,18 @@ class PolicyGradient(ActingModule):
             )
         observations = self.example_observations()
         self.estimator.prepare(self.distribution(observations), observations)
+
+    @torch.no_grad()
+    def _figures(self, q: Distribution, mask: Tensor | None, errors: Tensor | None) -> dict[str, Tensor]:
+        """Return what is logged of a step.
+
+        Args:
+            q: The policy.
+            mask: Which alternatives were allowed.
+            errors: Squares of the critic's errors; None without one.
+        """
+        figures = {"entropy": q.entropy().mean(), "exploration": self.actions.exploration(q, mask)}
+        return figures if errors is None else figures | {"critic_loss": errors.mean()}
 
     def _normalized(self, advantages: Tensor) -> Tensor:
         if self.past_scale is not None:

@@ -65,9 +65,10 @@ class DiscreteActions(ActionDistribution):
             sums = log_probs.exp().cumsum(-1)
             u = uniform(sums.shape[:-2], (len(self.sizes), 1), dtype=sums.dtype, device=sums.device)
             index = (u * sums[..., -1:] >= sums).sum(-1, keepdim=True)
-        log_prob = log_probs.gather(-1, index).squeeze(-1).sum(-1)
-        index = index.squeeze(-1)
-        return index.squeeze(-1) if self.is_scalar else index, log_prob
+        log_prob, batch_shape = log_probs.gather(-1, index), outputs.shape[:-1]
+        if self.is_scalar:
+            return index.reshape(batch_shape), log_prob.reshape(batch_shape)
+        return index.squeeze(-1), log_prob.squeeze(-1).sum(-1)
 
     def exploration(self, q: Distribution, mask: Tensor | None = None) -> Tensor:
         """Return the mean entropy over its maximum, that of choosing among the allowed alternatives by chance."""
