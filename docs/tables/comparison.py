@@ -34,8 +34,8 @@ class Planted(StochasticBackprop):
         return Estimate(estimate.value, {name: g + self.shift for name, g in estimate.gradients.items()})
 
 
-class Problem:
-    """A quadratic cost of three Bernoulli variables, of which all moments are sums over eight points."""
+class ThreeBits:
+    """A cost of three Bernoulli variables, for which all moments are sums over eight points."""
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -72,7 +72,7 @@ class Problem:
 
 def repetition(seed: int) -> dict[str, tuple[Row, float, float]]:
     """Return, for each estimator, its row and the true variance and squared bias."""
-    problem = Problem(seed)
+    problem = ThreeBits(seed)
     score, exact_rule = problem.variance(problem.score_function()), problem.variance(problem.stochastic_backprop())
     shift = 0.5 * math.sqrt(exact_rule / 3)  # half a standard deviation of an estimate
     estimators = [REINFORCE(NoBaseline()), StochasticBackprop(), Planted(shift)]

@@ -1,4 +1,4 @@
-"""Statistics of the gradient from the moving averages that Adam keeps."""
+"""Mean and variance of the gradient, read from the moving averages that Adam keeps."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["model_optimizers", "moment_statistics", "refusal"]
 
 
 def moment_statistics(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, GradientStatistics]:
-    """Read mean and variance of the gradient, per parameter group, from the state of the model's optimizers.
+    """Return mean and variance of the gradient for each group of parameters, from the states of the optimizers.
 
     Args:
-        trainer: Holds the optimizers.
-        module: Names the groups.
+        trainer: The Trainer, which holds the optimizers.
+        module: The module, whose parameters form the groups (`parameter_groups`).
 
     Returns:
-        By group; without groups whose parameters took fewer than two steps.
+        The statistics by group, without groups whose parameters took fewer than two steps.
 
     Raises:
-        TypeError: An optimizer has taken a step and keeps no first and second moments.
+        TypeError: An optimizer keeps no first and second moments.
     """
     moments: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
     for optimizer in model_optimizers(trainer, module):
@@ -34,7 +34,7 @@ def moment_statistics(trainer: pl.Trainer, module: pl.LightningModule) -> dict[s
                 state = optimizer.state.get(parameter, {})
                 if state and not {"exp_avg", "exp_avg_sq", "step"} <= state.keys():
                     raise TypeError(refusal(optimizer))
-                # After the first step there is one gradient, and no variance.
+                # After a single step the averages are those of one gradient, which has no variance.
                 if state and (step := float(state["step"])) > 1:
                     beta1, beta2 = options["betas"]
                     first, second = flatten([state["exp_avg"]]), flatten([state["exp_avg_sq"]])
@@ -50,10 +50,10 @@ def moment_statistics(trainer: pl.Trainer, module: pl.LightningModule) -> dict[s
 
 
 def model_optimizers(trainer: pl.Trainer, module: pl.LightningModule) -> list[Optimizer]:
-    """Return the optimizers that hold the model's parameters; that of the estimators may be of any kind.
+    """Return the optimizers of the model's parameters, without the one of the estimators' own parameters.
 
     Raises:
-        TypeError: There is none.
+        TypeError: There is no such optimizer.
     """
     model = {parameter for group in parameter_groups(module).values() for parameter in group}
     optimizers = [
@@ -71,7 +71,7 @@ def model_optimizers(trainer: pl.Trainer, module: pl.LightningModule) -> list[Op
 
 
 def refusal(optimizer: Optimizer) -> str:
-    """Return what to say of an optimizer without first and second moments."""
+    """Return the error message for an optimizer that keeps no first and second moments."""
     return (
         "GradientVariance(method='moments') reads the state `exp_avg` and `exp_avg_sq` that Adam, AdamW, NAdam and "
         f"RAdam keep; the module's optimizer is {type(optimizer).__name__}. Use one of those, or method='fresh'."

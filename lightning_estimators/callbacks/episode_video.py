@@ -1,4 +1,4 @@
-"""Videos of what a policy does."""
+"""A callback that records videos of a policy's episodes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["EpisodeVideo"]
 
 
 class EpisodeVideo(CheckedArguments, pl.Callback):
-    """Writes a video of one episode while training, and after `Trainer.predict`; needs the datamodule `Gymnasium`.
+    """Records a video of one episode during training and after `Trainer.predict`; needs the datamodule `Gymnasium`.
 
-    While training it is `epoch=N.mp4`, written when a validation ends, every `every_n_epochs` epochs; always from the
-    same start, so that only the policy differs. `predict` writes `predict.mp4`. Training does not depend on it. An
-    environment that makes no pictures is a warning in training, an error in `predict`.
+    During training, the file `epoch=N.mp4` is written at the end of a validation, every `every_n_epochs` epochs. All
+    episodes have the same seed, so that only the policy differs. `Trainer.predict` writes `predict.mp4`. The callback
+    does not change training. If the environment cannot render images, it warns in training, and raises in `predict`.
 
     Args:
         every_n_epochs: Epochs between two videos.

@@ -1,4 +1,4 @@
-"""Comparing estimators now and then during training, so that a run shows when another one would pay."""
+"""A callback that compares estimators during training, to show whether another one would be better."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ __all__ = ["EstimatorComparison"]
 
 
 class EstimatorComparison(CheckedArguments, pl.Callback):
-    """Runs `compare` at the end of every few epochs, on the first batch of that epoch, and keeps what it found.
+    """Runs `compare` every few epochs, on the first batch of the epoch, and logs and prints the result.
 
-    Written: table, JSON and figure as `comparison_epoch<n>` into the log folder, table and figure to TensorBoard, and
-    variance and variance × time of every candidate as curves (`comparison.report`). The recommendation is printed.
-    Training is bit-identical with and without the callback, but for the time it takes. With several processes the
-    first one compares, on its own share of the batch, while the others wait.
+    The result is written as a table, a JSON file and a figure, `comparison_epoch<n>`, into the folder of the logs.
+    Table and figure also go to TensorBoard, and variance and variance × time of every candidate to all loggers as
+    curves (`comparison.report`). The recommendation is printed. The callback takes time, but does not change training,
+    which is bit-identical without it. With several processes, the first one compares, on its own share of the batch,
+    and the others wait.
 
     Args:
         every_n_epochs: Epochs between two comparisons.
-        budget: Seconds of each.
-        estimators: The candidates; None for all that fit.
+        budget: Seconds that each comparison may take.
+        estimators: The candidates; None for all estimators of the package that work with the module.
 
     Attributes:
-        latest: What the last comparison found, or None.
+        latest: The result of the last comparison; None before the first one.
 
     Raises:
         ValueError: A number is out of range.
-        TypeError: At the start of `fit`: the strategy divides the weights among processes, or the module steps its
-            optimizers itself.
+        TypeError: At the start of `fit`: the strategy divides the weights among processes, or the module uses manual
+            optimization.
 
     Example:
         >>> trainer = pl.Trainer(
@@ -80,7 +81,7 @@ class EstimatorComparison(CheckedArguments, pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the first batch of an epoch at whose end is compared."""
+        """Keep the first batch of an epoch that ends with a comparison."""
         if batch_idx == 0 and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._batch = batch
 
@@ -91,7 +92,7 @@ class EstimatorComparison(CheckedArguments, pl.Callback):
             return
         if trainer.is_global_zero:
             self.latest = compare(pl_module, batch, self.estimators, self.budget, progress=False)
-            step = max(trainer.global_step - 1, 0)  # as scalars of the last batch
+            step = max(trainer.global_step - 1, 0)  # the step at which figures of the last batch are logged
             write_report(self.latest, trainer, step, f"comparison_epoch{trainer.current_epoch}")
             rank_zero_info(f"Epoch {trainer.current_epoch}: {self.latest.recommendation}")
         trainer.strategy.barrier("EstimatorComparison")

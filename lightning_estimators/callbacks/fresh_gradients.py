@@ -1,4 +1,4 @@
-"""Statistics of the gradient from fresh estimates on one batch."""
+"""Mean and variance of the gradient, from repeated estimates on one batch."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ _FIRST_STREAM = 4
 def fresh_statistics(
     trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int, num_samples: int
 ) -> dict[str, GradientStatistics]:
-    """Estimate the gradient of the mean loss `num_samples` times on one batch, leaving no trace in the module.
+    """Estimate the gradient of the mean loss `num_samples` times on one batch, without changing the module.
+
+    All processes must call this at the same time.
 
     Args:
-        trainer: Decides the precision; its processes all call this at the same time.
-        module: At the weights to measure.
-        batch: What the data loader yields.
-        batch_idx: Index of the batch in its epoch; counter of the noise.
-        num_samples: Estimates, at least 2.
+        trainer: The Trainer, whose precision is used.
+        module: The module, with the weights at which to measure.
+        batch: A batch of the data loader.
+        batch_idx: Index of the batch in its epoch.
+        num_samples: Number of estimates, at least 2.
 
     Returns:
-        By group (`parameter_groups(module)`, and `logits/<path>` for each estimator), what holds for the gradient
-        averaged over processes; equal on all of them.
+        The statistics of the gradient averaged over processes, the same on all of them. They are given for each group
+        in `parameter_groups(module)`, and as `logits/<path>` for each estimator.
     """
     groups, estimators = parameter_groups(module), gradient_estimators(module)
     moments = GradientMoments(per_entry=False)
     for k in range(num_samples):
-        # Isolated one by one: a running statistic that has seen the draws before would not be the step's.
+        # The module is restored after every estimate: running averages must be the same for all of them.
         context = trainer.precision_plugin.train_step_context()
         with isolated(module), torch.enable_grad(), _noise(trainer, module, k), context:
             drawn = draw_gradients(
@@ -57,15 +59,16 @@ def _over_processes(trainer: pl.Trainer, moments: GradientMoments, name: str, *,
         trainer: Of the processes.
         moments: Of this process.
         name: Of the gradient.
-        shared: Whether its entries are the same on every process (parameters), or each process has its own.
+        shared: Whether the gradient is that of parameters, which all processes share, or that of the logits of data
+            points, of which each process has its own.
     """
     reduce, world = trainer.strategy.reduce, trainer.world_size
     here, mean = moments.statistics(name), moments.mean(name)
     if shared:
-        # Noise is independent between processes: the variance of the average.
+        # Noise is independent between processes, so this is the variance of the average over processes.
         variance = reduce(here.total_variance, reduce_op="mean") / world
         return GradientStatistics(variance, reduce(mean, reduce_op="mean").norm(), here.entries)
-    # Data points of this process, whose share of the mean over all of them is 1/world as large.
+    # The loss is a mean over the data points of all processes, so a data point's gradient is 1/world as large.
     sums = torch.stack([here.total_variance / world**2, (mean / world).square().sum(), here.entries])
     variance, square, entries = reduce(sums, reduce_op="sum")
     return GradientStatistics(variance, square.sqrt(), entries)

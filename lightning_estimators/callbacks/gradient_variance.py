@@ -1,4 +1,4 @@
-"""The variance of the gradient, which is what estimators differ in, as curves."""
+"""A callback that logs the variance of the gradient, in which estimators differ, during training."""
 
 from __future__ import annotations
 
@@ -33,30 +33,29 @@ class GradientVariance(CheckedArguments, pl.Callback):
                                      where there is no variance, 0 where there is no gradient
     ===============================  ==================================================================================
 
-    The module may be any LightningModule that uses automatic optimization; of one that is no `EstimatorModule`,
-    `training_step` is what is drawn.
+    The module may be any LightningModule that uses automatic optimization. If it is no `EstimatorModule`, its
+    `training_step` is repeated to estimate the gradient.
 
     A `<group>` is a top-level attribute of the module with trainable parameters (such as `encoder` or `decoder`), those
-    of estimators excluded, or `logits/<path>` for the gradient estimator at `<path>` in the module: the gradient with
-    respect to `distribution_parameters(q)` (its logits, where it has logits) of the q it is given, through q only. An
-    entry is one number of one data point, so these gradients, of the mean over a batch of B, are 1/B times those of a
-    data point's own cost. Of several calls per loss (an estimator nested in another), the first that the loss depends
-    on counts.
+    of estimators excluded. Or it is `logits/<path>` for the gradient estimator at `<path>` in the module: the gradient
+    with respect to `distribution_parameters(q)` (such as logits) of the distribution q with which it is called, through
+    q only. An entry of this gradient belongs to one data point, and the loss is the mean over a batch of B, so it is
+    1/B times the gradient of the data point's own cost. If the estimator is called several times in a loss (because it
+    is nested in another one), the first call on which the loss depends is used.
 
     Two methods:
 
-    - `"fresh"`: before a logged step, at the weights of that step, K fresh estimates on the batch of that step. What
-      varies is the noise of the estimator alone (and of whatever else is random in the loss, such as dropout). Training
-      is bit-identical with and without the callback, whatever the precision and the number of processes: random
-      generators and whatever else the draws change in the module (buffers, metrics, counters) are restored, and nothing
-      is accumulated in `.grad`. With several processes, the figures
-      are those of the gradient averaged over them: their noise is independent, so its variance is the average of
-      their variances divided by their number.
-    - `"moments"`: after a logged step, from Adam's bias-corrected moving averages of the gradient and of its square:
-      $s_i^2 = \hat v_i - \hat m_i^2$ and $\bar g = \hat m$, from the second step on; a negative average counts as 0.
-      Free, but it is the variance of the gradient as the optimizer saw it (clipped, accumulated) over the steps that
-      the averages remember: differences between batches and the drift of the weights count too. Parameters only: the
-      logits of layers have no moments.
+    - `"fresh"`: before a logged step, K estimates are drawn at the weights and on the batch of that step. They differ
+      only by the noise of the estimator (and of anything else that is random in the loss, such as dropout). Training is
+      bit-identical with and without the callback, for any precision and number of processes: random generators,
+      buffers, metrics and counters are restored, and nothing is accumulated in `.grad`. With several processes, the
+      figures are those of the gradient averaged over processes. Their noise is independent, so its variance is the
+      average of their variances divided by their number.
+    - `"moments"`: after a logged step, from the second one on, mean and variance are read from Adam's bias-corrected
+      moving averages of the gradient and of its square: $\bar g = \hat m$ and $s_i^2 = \hat v_i - \hat m_i^2$ (a
+      negative average counts as 0). This takes no time. But it is the variance of the gradient as the optimizer saw it
+      (clipped, accumulated), over the steps that the averages remember, so differences between batches and the change
+      of the weights are included. It is available for parameters, not for the logits of layers.
 
     Cost: `"fresh"`: K evaluations of the loss and its gradient per measurement, memory for one more gradient;
     `"moments"`: none.
@@ -64,16 +63,18 @@ class GradientVariance(CheckedArguments, pl.Callback):
     Args:
         method: `"fresh"` or `"moments"`.
         num_samples: K, fresh estimates per measurement, at least 2; unused by `"moments"`.
-        every_n_steps: Least number of optimizer steps between two measurements, rounded up to steps that
-            `Trainer(log_every_n_steps=...)` logs; None measures at each of those. (With `accumulate_grad_batches` the
-            gradient is that of the last batch of the window.)
-        prefix: First part of the keys; another one for each of several such callbacks.
+        every_n_steps: Smallest number of optimizer steps between two measurements, rounded up to a step that is logged
+            (`Trainer(log_every_n_steps=...)`); None to measure at every logged step. (With `accumulate_grad_batches`,
+            the gradient is that of the last accumulated batch.)
+        prefix: First part of the keys. Give different ones if you use several of these callbacks.
 
     Raises:
         ValueError: An argument is out of range.
-        TypeError: At the start of `fit`: the module steps its optimizers itself, or its optimizer keeps no moments.
+        TypeError: At the start of `fit`: the module uses manual optimization, or its optimizer keeps no moments.
 
-    Source: "fresh": Grathwohl et al. (2018), Figure 2 (left); "moments": Echraibi et al. (2020), appendix B.
+    Source: "fresh": Grathwohl et al. (2018), *Backpropagation through the void*, Figure 2 (left),
+    https://arxiv.org/abs/1711.00123; "moments": Echraibi et al. (2020), *Generalized stochastic backpropagation*,
+    appendix B, https://hal.science/hal-02968975.
 
     Example:
         >>> import torch
@@ -149,7 +150,7 @@ class GradientVariance(CheckedArguments, pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Read the optimizer's moments."""
-        # Also at the first batches, so that an optimizer without moments is not found out hundreds of steps later.
+        # Also at the first step, so that an optimizer without moments is refused at once and not much later.
         if self.method == "moments" and (self._due or trainer.global_step <= 1):
             statistics = moment_statistics(trainer, pl_module)
             if self._due:
@@ -158,10 +159,11 @@ class GradientVariance(CheckedArguments, pl.Callback):
     def _is_due(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         if not step_is_logged(trainer, batch_idx):
             return False
-        # Logged steps come every log_every_n_steps; of those, the first at or after each multiple of every_n_steps.
-        period: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        always = self.every_n_steps is None or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        return always or (trainer.global_step + 1) % self.every_n_steps < period  # type: ignore[operator]
+        if self.every_n_steps is None or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
+            return True
+        # Of the logged steps, the first one at or after each multiple of every_n_steps.
+        log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
+        return (trainer.global_step + 1) % self.every_n_steps < log_every
 
     def _log(self, trainer: pl.Trainer, statistics: dict[str, GradientStatistics]) -> None:
         named = {

@@ -1,4 +1,4 @@
-"""What a generative model of images has learned so far, as pictures."""
+"""A callback that shows reconstructed and generated images of a generative model in TensorBoard."""
 
 from __future__ import annotations
 
@@ -36,14 +36,16 @@ class Reconstructions(CheckedArguments, pl.Callback):
     `images/prior_samples`    `module.sample_prior`, always under the same noise, so that only the weights differ
     ========================  =========================================================================================
 
-    They are written when a validation ends during `fit`, every `every_n_epochs` epochs, and once more when `fit` ends
-    (from the first training batch if there was no validation), at the step of the scalars logged there. Other loggers
-    get nothing. Random generators, buffers and train/eval modes are restored: training is bit-identical with and
-    without the callback. Needs `module.reconstruct(x)`, which maps images `(n, C, H, W)` to images of that
-    shape, and `module.sample_prior(n)`, which returns `(n, C, H, W)`, both in [0, 1]; values outside are clamped.
+    They are written at the end of a validation during `fit`, every `every_n_epochs` epochs, and once more when `fit`
+    ends (from the first training batch if there was no validation). Other loggers than TensorBoard get nothing. Random
+    generators, buffers and train/eval modes are restored, so training is bit-identical with and without the callback.
 
-    Batches may be a tensor of images, a tuple or list that starts with one, or a mapping with a single such tensor;
-    for others, override `images`. All processes compute the images, so that a module may communicate; one writes.
+    The module needs two methods: `reconstruct(x)`, which maps images of shape `(n, C, H, W)` to images of that shape,
+    and `sample_prior(n)`, which returns images of shape `(n, C, H, W)`. Values outside of [0, 1] are clamped.
+
+    A batch may be a tensor of images, a tuple or list that starts with one, or a mapping with exactly one such tensor;
+    for other batches, override `images`. All processes compute the images, so that the module may communicate between
+    them, and the first one writes.
 
     Args:
         num_images: Images per grid; fewer if the batch has fewer.
@@ -69,7 +71,7 @@ class Reconstructions(CheckedArguments, pl.Callback):
         self._validated = False
 
     def images(self, batch: Any) -> Tensor:
-        """Return the images of a batch, shape (B, C, H, W); override for batches of your own form."""
+        """Return the images of a batch, shape (B, C, H, W); override it for batches of another form."""
         candidates = [batch]
         if isinstance(batch, Mapping):
             candidates = [entry for entry in batch.values() if isinstance(entry, Tensor) and entry.ndim == 4]
@@ -84,7 +86,7 @@ class Reconstructions(CheckedArguments, pl.Callback):
         return candidates[0]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse modules that cannot draw, and say so where nothing will be written."""
+        """Refuse modules without the two methods, and warn if there is no TensorBoard logger."""
         if stage != "fit":
             return
         missing = [name for name in ("reconstruct", "sample_prior") if not callable(getattr(pl_module, name, None))]

@@ -1,7 +1,7 @@
-"""What estimators need to know of a `torch.distributions.Distribution`: parameters, rebuilding, sampling.
+"""What estimators need of a `torch.distributions.Distribution`: its parameters, a copy with other ones, and samples.
 
-Any distribution of torch and most classes of one's own work as they are: see `rebuild` for what is asked of a class of
-one's own, and for how it says how it is rebuilt where that is not enough.
+All distributions of torch work, and most classes of your own without any change. `rebuild` says what such a class must
+fulfil, and how to register it otherwise.
 """
 
 from lightning_estimators.distributions.delta import Delta

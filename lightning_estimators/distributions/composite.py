@@ -31,7 +31,7 @@ Named = Mapping[str, Tensor]
 
 @distribution_parameters.register
 def _(q: MixtureSameFamily) -> dict[str, Tensor]:
-    """Return `mixture.logits` and `component.` parameters."""
+    """Return the logits of the mixture as `mixture.logits`, and parameters of the components as `component.<name>`."""
     lead = q.component_distribution.batch_shape[:-1]
     mixture = distribution_parameters(q.mixture_distribution)  # may have fewer batch axes than the components
     named = {f"mixture.{name}": p.expand(*lead, p.shape[-1]) for name, p in mixture.items()}
@@ -52,18 +52,21 @@ def _(q: MixtureSameFamily, parameters: Named) -> Distribution:
 
 
 def is_learned(transform: Transform) -> bool:
-    """Whether a transform holds tensors that require grad."""
+    """Whether a transform has parameters that are learned: tensors that require a gradient."""
     return any(True for _ in learned_tensors(transform, ""))
 
 
 def is_plainly_transformed(q: Distribution) -> bool:
-    """Whether q is a base distribution and transforms, not a named family that torch builds of them."""
+    """Whether q was built as `TransformedDistribution(base, transforms)`, not as a family such as LogNormal."""
     return isinstance(q, TransformedDistribution) and inherited_constructor(type(q)) is TransformedDistribution
 
 
 @distribution_parameters.register
 def _(q: TransformedDistribution) -> dict[str, Tensor]:
-    """Return `base.` parameters, and what is learned of affine and power transforms, as `transforms.0.loc`."""
+    """Return the parameters of the base as `base.<name>`, and learned ones of transforms as `transforms.0.<name>`.
+
+    Learned parameters are returned for affine and power transforms.
+    """
     if not is_plainly_transformed(q):
         return distribution_parameters.dispatch(Distribution)(q)
     axes = len(q.batch_shape) + len(q.event_shape)
@@ -87,7 +90,7 @@ def _(q: TransformedDistribution, parameters: Named) -> Distribution:
 
 
 def _learned(transforms: Sequence[Transform], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield what is learned of transforms that act on every entry alone, so that numbers line up with entries."""
+    """Yield the learned parameters of elementwise transforms, whose entries belong to entries of the sample."""
     for i, transform in enumerate(transforms):
         name = f"{prefix}.{i}"
         if type(transform) is INVERSE:

@@ -1,4 +1,4 @@
-"""The distribution of a point."""
+"""A distribution with all its mass on one point."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Delta"]
 
 
 class Delta(Distribution):
-    """All mass on one point: a deterministic layer among stochastic ones.
+    """All mass on one point, to use a deterministic layer where a distribution is expected.
 
     Args:
-        value: The point, shape batch_shape; wrap in `Independent` for an event.
+        value: The point, of shape batch_shape; wrap the distribution in `Independent` for an event.
         validate_args: As for any distribution of torch.
 
     Example:
@@ -48,7 +48,7 @@ class Delta(Distribution):
         return Delta(self.value.expand(batch_shape), validate_args=False)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Return the point, attached."""
+        """Return the point, attached to the graph."""
         return self.value.expand(*sample_shape, *self.value.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

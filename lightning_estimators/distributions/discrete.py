@@ -1,4 +1,4 @@
-"""Bernoulli and categorical variables: probabilities, exact logits, and an index as its one-hot twin."""
+"""Bernoulli and categorical variables: probabilities, exact logits, and one-hot vectors in place of indices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["as_one_hot", "exact_logits", "of_index", "probabilities"]
 
 
 def as_one_hot(q: Distribution) -> Distribution:
-    """Return q, or the one-hot variable that is the same as an index: of the same probabilities, the same tensors.
+    """Return the `OneHotCategorical` with the same parameters (the same tensors) if q is `Categorical`, otherwise q.
 
     Example:
         >>> import torch
@@ -25,21 +25,22 @@ def as_one_hot(q: Distribution) -> Distribution:
     if isinstance(q, Independent):
         inner = as_one_hot(q.base_dist)
         return q if inner is q.base_dist else Independent(inner, q.reinterpreted_batch_ndims, validate_args=False)
-    # A class of one's own that draws or weighs in another way is no index of independent classes.
+    # A subclass with another log_prob may be no plain categorical distribution, so it is left alone.
     if isinstance(q, Categorical) and type(q).log_prob is Categorical.log_prob:
         return one_hot_of(q)
     return q
 
 
 def of_index(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return the cost of a one-hot variable that f, the cost of an index, stands for."""
+    """Return a cost of one-hot vectors, given a cost f of indices of classes."""
     return lambda z: f(z.argmax(-1))
 
 
 def probabilities(q: Distribution) -> Tensor:
-    """Return what `q.mean` is for Bernoulli and one-hot categorical variables, attached.
+    """Return the probabilities of Bernoulli or one-hot categorical variables, attached to the graph.
 
-    The exponential of logits, which torch keeps normalised, is several times faster than its softmax of them.
+    That is `q.mean`, but for logits, which torch has normalised already, exp is several times as fast as the softmax
+    that `q.mean` computes.
     """
     base = base_distribution(q)
     if isinstance(base, OneHotCategorical) and "probs" not in vars(categorical_of(base)):
@@ -48,16 +49,16 @@ def probabilities(q: Distribution) -> Tensor:
 
 
 def exact_logits(q: Distribution) -> Tensor:
-    """Return the logits of Bernoulli and one-hot categorical variables, attached; infinite where something is certain.
+    """Return the logits of Bernoulli or one-hot categorical variables, attached; infinite for probabilities 0 and 1.
 
-    Torch works out bounded logits of probabilities that are 0 or 1, as if another outcome were possible.
+    `q.logits` of torch is bounded there, as if the impossible outcome had a small probability.
     """
     base = base_distribution(q)
     if not is_given_by_probs(base):
         return base.logits  # type: ignore[attr-defined, no-any-return]
     p = probabilities(base)
     inside = (p > 0) & (p < 1) if isinstance(base, Bernoulli) else p > 0
-    # No gradient at the ends, rather than one that is not a number.
+    # At the ends the gradient is to be 0, not NaN.
     p_inside = torch.where(inside, p, 0.5)
     logits = torch.logit(p_inside) if isinstance(base, Bernoulli) else p_inside.log()
     return torch.where(inside, logits, torch.where(p > 0, torch.inf, -torch.inf).to(p.dtype))

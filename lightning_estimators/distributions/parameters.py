@@ -1,4 +1,4 @@
-"""The parameters of a distribution, and a distribution like it on other parameters."""
+"""The parameters of a distribution by name, and a copy of a distribution with other parameters."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["base_distribution", "check_no_hidden_parameters", "distribution_para
 _arguments: dict[type[Distribution], list[str]] = {}
 
 INVERSE = type(ExpTransform().inv)
-"""The class of inverse transforms, of which torch exports no name."""
+"""The class of inverse transforms, which torch does not export under a name."""
 KEPT_BY_TRANSFORMS = frozenset(vars(ExpTransform()))
-"""What every transform keeps: its inverse, the last point it saw."""
+"""The attributes that every transform has, such as its inverse and a cached point; none of them is a parameter."""
 
 HOW_TO_REGISTER = (
     "Say what its parameters are and how it is rebuilt from them with @distribution_parameters.register and "
@@ -31,7 +31,7 @@ HOW_TO_REGISTER = (
 
 
 def base_distribution(q: Distribution) -> Distribution:
-    """Return what is inside any number of `Independent`."""
+    """Return the distribution inside all `Independent` wrappers."""
     while isinstance(q, Independent):
         q = q.base_dist
     return q
@@ -39,18 +39,18 @@ def base_distribution(q: Distribution) -> Distribution:
 
 @singledispatch
 def distribution_parameters(q: Distribution) -> dict[str, Tensor]:
-    """Return the parameters of q by name, attached to the graph, each of shape `q.batch_shape` and axes behind it.
+    """Return the parameters of q by name, attached to the graph; their shapes begin with `q.batch_shape`.
 
-    Distributions with `probs` and `logits` are described by their logits, whichever was given; but by their
-    probabilities where these were given and one is as good as 0 or 1, since logits are not finite there. The tensors
-    are the same objects at every call (but for mixtures and transformed distributions), so a hook can ask for gradients
-    with respect to them.
+    For a distribution that has both `probs` and `logits`, these are the logits, whichever was given. Only if `probs`
+    was given, and a probability is 0 or 1 up to rounding, where logits are not finite, it is the probabilities. Every
+    call returns the same tensor objects (except for mixtures and transformed distributions), so gradients with respect
+    to them can be computed.
 
     Args:
-        q: Any distribution; one of an own class can register its answer (see `rebuild`).
+        q: Any distribution. For a class of your own, the parameters can be registered (see `rebuild`).
 
     Raises:
-        TypeError: The class of q names no parameters.
+        TypeError: The class of q does not say what its parameters are.
 
     Example:
         >>> import torch
@@ -65,7 +65,7 @@ def distribution_parameters(q: Distribution) -> dict[str, Tensor]:
     left_out = {"probs"} if "logits" in constraints else set()
     if isinstance(q, Bernoulli | Categorical | OneHotCategorical) and _is_at_the_edge(q):
         left_out = {"logits"}
-    if "scale_tril" in constraints:  # one of three ways to give a covariance
+    if "scale_tril" in constraints:  # a covariance has three parametrisations, of which one is enough
         left_out |= {"covariance_matrix", "precision_matrix"}
     named = {name: getattr(q, name) for name in constraints if name not in left_out}
     parameters = {
@@ -87,7 +87,7 @@ def _(q: Independent[Distribution]) -> dict[str, Tensor]:
 
 
 def _is_at_the_edge(q: Bernoulli | Categorical | OneHotCategorical) -> bool:
-    """Whether q was given by probabilities of which torch's logits, which are bounded, do not tell."""
+    """Whether q was given by probabilities of which one is 0 or 1 up to rounding, so that torch's logits are wrong."""
     if not is_given_by_probs(q):
         return False
     probs: Tensor = q.probs
@@ -97,7 +97,7 @@ def _is_at_the_edge(q: Bernoulli | Categorical | OneHotCategorical) -> bool:
 
 
 def _with_batch_axes(p: Tensor, q: Distribution, constraint: Any) -> Tensor:
-    """Return p with all batch axes of q, so that one more axis can be put to their left."""
+    """Expand p to all batch axes of q, so that further axes can be added on the left."""
     lead = len(q.batch_shape)
     if p.shape[:lead] == q.batch_shape:
         return p
@@ -107,20 +107,22 @@ def _with_batch_axes(p: Tensor, q: Distribution, constraint: Any) -> Tensor:
 
 @singledispatch
 def rebuild(q: Distribution, parameters: Mapping[str, Tensor]) -> Distribution:
-    """Return a distribution like q on other parameters, which may have more batch axes on the left.
+    """Return a copy of q with other parameters, which may have additional batch axes on the left.
 
-    A class of one's own needs nothing for this if
+    This works for a class of your own, without doing anything, if
 
-    - it derives from a family of torch: that family's parameters are exchanged, other attributes are kept; or
-    - its `arg_constraints` name its parameters and these are attributes of it. Its constructor is not called: q is
-      copied with the new parameters in their place, so what else the constructor took is kept.
+    - it is derived from a family of torch: the parameters of that family are replaced, and other attributes kept; or
+    - its `arg_constraints` name its parameters, and these are attributes of the object. Its constructor is not called:
+      q is copied, and the attributes that are parameters are replaced.
 
-    A class that keeps something worked out from its parameters must say itself how it is rebuilt, with
-    `distribution_parameters.register` and `rebuild.register` (`functools.singledispatch`), as in the example.
+    A class that computes other attributes from its parameters must register both what its parameters are and how to
+    make a copy, with `distribution_parameters.register` and `rebuild.register` (`functools.singledispatch`), as in the
+    example.
 
     Args:
         q: Any distribution.
-        parameters: One tensor for each name of `distribution_parameters(q)`, of its shape with axes added on the left.
+        parameters: A tensor for each name in `distribution_parameters(q)`, of the shape of that parameter with any
+            number of axes added on the left.
 
     Raises:
         TypeError: q cannot be rebuilt from its parameters.
@@ -177,12 +179,12 @@ def _(q: OneHotCategorical, parameters: Mapping[str, Tensor]) -> Distribution:
 
 
 def inherited_constructor(family: type[Distribution]) -> type[Distribution]:
-    """Return the class of torch whose constructor a class inherits, its own put aside."""
+    """Return the nearest superclass (or the class itself) that is one of torch's and has a constructor."""
     return next(c for c in family.__mro__ if "__init__" in vars(c) and c.__module__.startswith("torch.distributions"))
 
 
 def _other_arguments(q: Distribution) -> list[str]:
-    """Return the arguments of torch's constructor that are no parameters: counts, a temperature, distributions."""
+    """Return the names of the constructor's arguments that are no parameters, such as counts or a temperature."""
     family = inherited_constructor(type(q))
     if family is Distribution:
         return []
@@ -192,12 +194,12 @@ def _other_arguments(q: Distribution) -> list[str]:
 
 
 def _argument(q: Distribution, name: str) -> Any:
-    """Return what torch's constructor was given, which it keeps under that name."""
+    """Return an argument of torch's constructor, which is kept as an attribute of that name."""
     return getattr(q, name) if hasattr(q, name) else getattr(q, f"_{name}")
 
 
 def _copy(q: Distribution, new: Distribution, parameters: Mapping[str, Tensor]) -> Distribution:
-    """Make `new` a copy of q, in which attributes that are parameters are exchanged."""
+    """Make `new` a copy of q, in which attributes that are parameters are replaced."""
     old = {name: getattr(q, name) for name in parameters}
     missing = [name for name, p in old.items() if not any(value is p for value in vars(q).values())]
     if missing:
@@ -217,7 +219,10 @@ def _copy(q: Distribution, new: Distribution, parameters: Mapping[str, Tensor]) 
 
 
 def keep_other_attributes(q: Distribution, new: Distribution, parameters: Mapping[str, Tensor]) -> None:
-    """Give `new` the attributes of q it lacks; those that are a parameter under another name become the new one."""
+    """Copy to `new` those attributes of q that it lacks.
+
+    If an attribute is a parameter of q under another name, it becomes the new parameter.
+    """
     old = None
     for key, value in vars(q).items():
         if key in vars(new) or _is_worked_out(q, key):
@@ -230,15 +235,15 @@ def keep_other_attributes(q: Distribution, new: Distribution, parameters: Mappin
 
 
 def _is_worked_out(q: Distribution, key: str) -> bool:
-    """Whether an attribute is kept from the last time it was asked for, and is worked out anew in a copy."""
+    """Whether an attribute is a cached result, which a copy computes for itself when it is needed."""
     return isinstance(inspect.getattr_static(type(q), key, None), lazy_property)
 
 
 def check_no_hidden_parameters(q: Distribution) -> None:
-    """Raise if q holds tensors that are learned and are none of its parameters: they would get no gradient.
+    """Raise if q contains tensors that require a gradient but are none of its parameters: they would get no gradient.
 
     Raises:
-        TypeError: It does.
+        TypeError: There are such tensors.
     """
     base = base_distribution(q)
     if type(base).__module__.startswith("torch.distributions") and not _other_arguments(base):
@@ -254,7 +259,7 @@ def check_no_hidden_parameters(q: Distribution) -> None:
 
 
 def learned_tensors(value: Any, name: str) -> Iterator[str]:
-    """Yield the names of tensors that require grad, anywhere in a distribution or a transform."""
+    """Yield the names of all tensors inside a distribution or a transform that require a gradient."""
     if isinstance(value, Tensor):
         if value.requires_grad:
             yield name

@@ -1,4 +1,4 @@
-"""Samples that were drawn before, attached to the parameters as if they were drawn now."""
+"""Attaching a given sample to the parameters of a distribution, as if `rsample` had drawn it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ __all__ = ["path_through"]
 
 
 def path_through(q: Distribution, z: Tensor) -> Tensor:
-    r"""Return z attached to the parameters of q, as `rsample` would have returned it had it drawn this very sample.
+    r"""Return the value z with the gradient in the parameters of q that `rsample` would give it had it drawn z.
 
-    For location-scale families this is $\mu + \sigma \varepsilon$ with $\varepsilon = (z - \mu) / \sigma$ held fixed.
-    For gamma variables the derivative in the shape holds the distribution function fixed,
-    $-\partial_\alpha F(z) / p(z)$. A transformed distribution transforms the path of its base.
+    For location-scale families this is $\mu + \sigma \varepsilon$, where the noise $\varepsilon = (z - \mu) / \sigma$
+    is a constant. For gamma variables the value of the distribution function F is a constant, so the derivative in the
+    shape is $-\partial_\alpha F(z) / p(z)$. For a transformed distribution, the sample of its base is attached and then
+    transformed.
 
     Args:
-        q: Normal, Laplace, Cauchy, Gumbel, MultivariateNormal, Exponential or Gamma variables, these transformed by
-            invertible transforms (LogNormal, a squashed normal), in `Independent` or not.
+        q: Normal, Laplace, Cauchy, Gumbel, MultivariateNormal, Exponential or Gamma variables, or invertible transforms
+            of these (such as LogNormal), with or without `Independent`.
         z: A sample of q, shape `batch_shape + event_shape`.
 
     Raises:
-        TypeError: The path of this family through a sample is not known here.
+        TypeError: q is of another family.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Samples: right at the edges of a family, where torch's own are not, and of shared noise where that is possible."""
+"""Drawing samples: accurate where torch's are not (tiny concentrations), and from shared noise where possible."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ __all__ = [
 def sample(q: Distribution) -> Tensor:
     """Draw one sample, shape `batch_shape + event_shape`, without gradient.
 
-    Bernoulli and one-hot categorical samples invert the distribution function, so that noise shared by
-    `noise.CommonNoise` gives equal samples wherever parameters are equal; what has probability 0 is never drawn. Gamma,
-    beta and Dirichlet samples are right however small the concentrations.
+    Bernoulli and one-hot categorical samples are made from uniform noise by inverting the distribution function. So
+    with the noise of `noise.CommonNoise`, samples are equal where parameters are equal. Outcomes of probability 0 are
+    never drawn. Gamma, beta and Dirichlet samples are accurate for concentrations of any size.
 
     Raises:
-        TypeError: Samples are to be coupled, and q has no inverse distribution function (`can_be_coupled`).
+        TypeError: The samples are to be coupled, but q cannot be sampled from uniform noise (`can_be_coupled`).
     """
     base = base_distribution(q)
     with torch.no_grad():
         if isinstance(base, Bernoulli):
             probs = base.probs
             u = uniform(q.batch_shape, q.event_shape, dtype=probs.dtype, device=probs.device)
-            return torch.lt(u, probs, out=torch.empty_like(probs))  # several times as fast as to compare, then convert
+            return torch.lt(u, probs, out=torch.empty_like(probs))  # several times as fast as (u < probs).to(dtype)
         if isinstance(base, OneHotCategorical):
             probs = probabilities(base)
             u = uniform(q.batch_shape, (*q.event_shape[:-1], 1), dtype=probs.dtype, device=probs.device)
-            # Noise below the sum of the probabilities, which rounding may leave off 1, is below the last sum at which a
-            # possible class enters: neither out of range nor in a class of probability 0.
+            # Rounding may leave the sum of the probabilities off 1. The noise is scaled to stay below this sum, so the
+            # index is never out of range, and never that of a class of probability 0.
             sums = probs.cumsum(-1)
             index = (u * sums[..., -1:] >= sums).sum(-1, keepdim=True)
             return torch.zeros_like(probs).scatter_(-1, index, 1.0)
@@ -69,7 +69,7 @@ def sample(q: Distribution) -> Tensor:
 
 
 def reparameterized_sample(q: Distribution) -> Tensor:
-    """Draw one sample that is attached to the parameters, as that of `rsample` is, which q must have.
+    """Draw one sample that is attached to the parameters of q, which must have `rsample`.
 
     Raises:
         TypeError: As for `sample`.
@@ -78,10 +78,10 @@ def reparameterized_sample(q: Distribution) -> Tensor:
 
 
 def can_be_coupled(q: Distribution) -> bool:
-    """Whether a sample of q is a function of as many uniform numbers, so that samples can be coupled through these.
+    """Whether samples of q can be made from uniform numbers, one for each entry, and so be antithetic or stratified.
 
-    It is where torch inverts the distribution function (`icdf`) of q, or of what q transforms; and for discrete
-    variables with a finite support, multivariate normal ones and point masses.
+    They can if torch has the inverse distribution function (`icdf`) of q, or of the distribution that q transforms.
+    They can also for Bernoulli, one-hot categorical and multivariate normal variables, and for point masses.
     """
     base = base_distribution(q)
     if isinstance(base, Bernoulli | OneHotCategorical | MultivariateNormal | Delta) or _has_icdf(base):
@@ -93,7 +93,7 @@ def check_can_be_coupled(q: Distribution) -> None:
     """Raise unless samples of q can be coupled (`can_be_coupled`).
 
     Raises:
-        TypeError: They cannot.
+        TypeError: They cannot be coupled.
     """
     if not can_be_coupled(q):
         raise TypeError(
@@ -103,18 +103,19 @@ def check_can_be_coupled(q: Distribution) -> None:
 
 
 def draw(q: Distribution, *, attached: bool = False) -> tuple[Tensor, Tensor]:
-    """Draw one sample and return it with its log density, as a function of the parameters at that sample.
+    """Draw one sample, and return it and its log density, which is attached to the parameters.
 
-    The density may leave out factors that do not depend on the parameters: what counts is its gradient, the score. So
-    it can be that of the logarithm of a gamma, beta or Dirichlet variable, which does not underflow where the variable
-    does, and that of what a transformed distribution transforms, which need not be found again from the result.
+    The log density is meant for its gradient, the score, so terms that do not depend on the parameters may be left out.
+    For gamma, beta and Dirichlet variables it is the density of their logarithm, which does not underflow where the
+    variable itself does. For transformed distributions it is the density of the untransformed sample, which need not be
+    recovered from the transformed one.
 
     Args:
         q: Any distribution with `log_prob`.
-        attached: Whether the sample is attached to the parameters, as that of `rsample` is, which q must have then.
+        attached: Whether the sample is attached to the parameters of q, which must have `rsample` then.
 
     Returns:
-        Sample, shape `batch_shape + event_shape`, and log density, shape `batch_shape`.
+        The sample, shape `batch_shape + event_shape`, and the log density, shape `batch_shape`.
     """
     with torch.set_grad_enabled(attached and torch.is_grad_enabled()):
         z, y = _draw(q, attached)
@@ -122,11 +123,13 @@ def draw(q: Distribution, *, attached: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def log_gamma_sample(shape: Tensor, u: Tensor) -> Tensor:
-    """Draw log g, g ~ Γ(shape, 1), which stays finite where g underflows: Γ(a) = Γ(a + 1) U^(1/a).
+    """Draw the logarithm of a gamma variable g ~ Γ(a, 1), which is finite also where g underflows.
+
+    If h ~ Γ(a + 1, 1) and u is uniform on (0, 1), then h u^(1/a) has the distribution of g.
 
     Args:
         shape: a; the sample is attached to it.
-        u: U(0, 1) noise.
+        u: Numbers from U(0, 1).
     """
     return standard_gamma(shape + 1).log() + u.log() / shape
 
@@ -139,9 +142,10 @@ def standard_gamma(shape: Tensor) -> Tensor:
 
 
 def has_small_concentration(q: Distribution) -> bool:
-    """Whether q is a gamma, beta or Dirichlet variable of which torch's samples may underflow.
+    """Whether q is a gamma, beta or Dirichlet distribution of which torch's samples may underflow.
 
-    The probability that Γ(a) falls below the smallest number ν is about ν^a, for which the limit here is 3e-8.
+    A gamma variable of shape a is below the smallest positive number ν with a probability of about ν^a. Concentrations
+    for which this is more than about 3e-8 count as small.
     """
     base = base_distribution(q)
     if isinstance(base, Beta):
@@ -154,7 +158,7 @@ def has_small_concentration(q: Distribution) -> bool:
 
 
 def _draw(q: Distribution, attached: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
-    """Draw a sample, and what its density is worked out from."""
+    """Draw a sample, and the value from which `_log_density` computes its density."""
     if _is_transformed(q):
         x, y = _draw(q.base_dist, attached)
         for transform in q.transforms:
@@ -165,7 +169,7 @@ def _draw(q: Distribution, attached: bool) -> tuple[Tensor, Tensor]:  # noqa: FB
         y = _log_gammas(q, base.concentration) - base.rate.log()
         return y.exp().clamp_min(torch.finfo(y.dtype).tiny), y
     if isinstance(base, Dirichlet):
-        # Not torch's: where every gamma underflows (shapes near 0) it answers the centre, not a corner.
+        # Not by torch: where all gamma variables underflow, it returns the centre of the simplex and not a corner.
         y = _log_gammas(q, base.concentration).log_softmax(-1)
         return y.exp().clamp_min(torch.finfo(y.dtype).tiny), y
     if isinstance(base, Beta):
@@ -182,7 +186,7 @@ def _by_inverse_cdf(q: Distribution) -> Tensor:
 
 
 def _inverted(q: Distribution, batch_axes: int, like: Tensor) -> Tensor:
-    """Draw a sample, attached, as a function of uniform noise with so many batch axes."""
+    """Compute an attached sample from uniform noise; its first `batch_axes` axes are batch axes of the noise."""
     base = base_distribution(q)
     if isinstance(base, Delta):
         return base.rsample()

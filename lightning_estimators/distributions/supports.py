@@ -1,4 +1,4 @@
-"""Where the score function and `rsample` do not do what they promise: supports that move, and biased samples."""
+"""Checks for distributions with which score-function or pathwise gradients would silently be wrong."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ __all__ = ["check_fixed_support", "check_reparameterized"]
 
 
 def check_fixed_support(q: Distribution, estimator: str) -> None:
-    r"""Raise if the support of q moves with a parameter that is learned.
+    r"""Raise if the support of q depends on a learned parameter, where the score-function gradient is wrong.
 
-    Then $\nabla_\theta \int q_\theta f$ has a part at the moving end, which $E[f \nabla \log q_\theta]$ lacks: for
-    Uniform(0, h) and f = z² the gradient is 2h/3 and the score gives −h/3. Bounds that are not learned may move.
+    Then $\nabla_\theta \int q_\theta f$ has a term that comes from the moving end of the support, which
+    $E[f \nabla \log q_\theta]$ lacks. For Uniform(0, h) and f(z) = z², for example, the gradient in h is 2h/3, and the
+    score function gives −h/3. Bounds that require no gradient are allowed.
 
     Args:
         q: Any distribution.
-        estimator: Who asks, for the message.
+        estimator: Name of the estimator, for the message.
 
     Raises:
-        TypeError: It does.
+        TypeError: The support depends on a learned parameter.
     """
     if _moving(base_distribution(q)):
         raise TypeError(
@@ -41,10 +42,11 @@ def check_reparameterized(q: Distribution, estimator: str) -> None:
 
     Args:
         q: Any distribution.
-        estimator: Who asks, for the message.
+        estimator: Name of the estimator, for the message.
 
     Raises:
-        TypeError: q has no `rsample`, or one of discrete values, whose derivative is a straight-through guess.
+        TypeError: q has no `rsample`, or its samples are discrete, so that the gradient of `rsample` is a biased
+            straight-through estimate.
     """
     family = type(base_distribution(q)).__name__
     if not q.has_rsample:
@@ -79,9 +81,10 @@ def _moving(q: Distribution) -> bool:
 
 
 def _moving_transformed(q: TransformedDistribution) -> bool:
-    """Whether transforms, each of which acts on every entry alone, send an end of the base's support to one that moves.
+    """Whether an end of the support of an elementwise transformed distribution depends on learned parameters.
 
-    That the new end is worked out from something learned does not tell: Normal(loc, scale) ends at infinity.
+    The ends of the base's support are transformed, and the result is differentiated. It is not enough to look whether
+    learned parameters enter: an end at infinity stays there, whatever they are.
     """
     if any(transform.domain.event_dim or transform.codomain.event_dim for transform in q.transforms):
         return False
@@ -106,7 +109,7 @@ def _moving_transformed(q: TransformedDistribution) -> bool:
 
 
 def _ends(q: Distribution) -> list[Any]:
-    """Return the ends of the support of a family of scalars: numbers, or tensors where they depend on parameters."""
+    """Return both ends of the support of scalars: as numbers, or as tensors if they depend on parameters."""
     try:
         support: Any = q.support
     except NotImplementedError:  # a class that does not say

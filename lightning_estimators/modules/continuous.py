@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Laplace, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lightning_estimators.estimators import GradientEstimator
-from lightning_estimators.modules.families import FAMILIES, log_densities
+from lightning_estimators.modules.families import LATENT_FAMILIES, log_densities
 from lightning_estimators.modules.latent import LatentImageModel, at_least_float32, check_choice
 from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import BernoulliLinear, GaussianLinear, Objective
@@ -130,7 +130,7 @@ class ContinuousLatentModel(LatentImageModel):
             )
         names = [latent] * len(num_latents) if isinstance(latent, str) else list(latent)
         for name in names:
-            check_choice("latent", name, tuple(FAMILIES))
+            check_choice("latent", name, tuple(LATENT_FAMILIES))
         if len(names) != len(num_latents):
             raise ValueError(
                 f"latent must be one family, or one for each of the {len(num_latents)} layers of num_latents; "
@@ -143,7 +143,7 @@ class ContinuousLatentModel(LatentImageModel):
         if len(gamma_prior) != 2 or not all(0 < number < math.inf for number in gamma_prior):
             raise ValueError(f"gamma_prior must be a shape and a rate, both positive and finite, got {gamma_prior}.")
         self.activation = activation
-        self.families = [FAMILIES[name] for name in names]
+        self.families = [LATENT_FAMILIES[name] for name in names]
         self.likelihood, self.pixel_scale, self.kl, self.hidden = likelihood, pixel_scale, kl, list(hidden)
         top = self.families[-1]
         self.prior = tuple(gamma_prior) if names[-1] == "gamma" else top.standard

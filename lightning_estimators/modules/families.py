@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from lightning_estimators.distributions import base_distribution
 
-__all__ = ["FAMILIES", "Family", "log_densities", "positive"]
+__all__ = ["LATENT_FAMILIES", "Family", "log_densities", "positive"]
 
 SCALE_FLOOR = 1e-3
 """Lower bound of scales and rates."""
@@ -63,7 +63,7 @@ class Family:
         return Independent(base, 1, validate_args=False)
 
 
-FAMILIES = {
+LATENT_FAMILIES = {
     "normal": Family(Normal, (None, SCALE_FLOOR), (0.0, 1.0)),
     "laplace": Family(Laplace, (None, SCALE_FLOOR), (0.0, 1.0)),
     "gamma": Family(Gamma, (SHAPE_FLOOR, SCALE_FLOOR), (1.0, 1.0)),

@@ -20,7 +20,7 @@ from lightning_estimators.objectives import BernoulliLinear, Scaled
 
 __all__ = ["BayesianLogisticRegression"]
 
-FAMILIES: dict[str, type[Laplace] | type[Normal]] = {"laplace": Laplace, "normal": Normal}
+WEIGHT_FAMILIES: dict[str, type[Laplace] | type[Normal]] = {"laplace": Laplace, "normal": Normal}
 
 MAX_ELEMENTS = 2**24
 """Most logits that evaluation holds in memory at once: 64 MiB in float32."""
@@ -108,8 +108,8 @@ class BayesianLogisticRegression(EstimatorModule):
     ) -> None:
         super().__init__(**training)
         for name, family in (("prior", prior), ("posterior", posterior)):
-            if family not in FAMILIES:
-                raise ValueError(f"expected {name} to be one of {tuple(FAMILIES)}, got {family!r}.")
+            if family not in WEIGHT_FAMILIES:
+                raise ValueError(f"expected {name} to be one of {tuple(WEIGHT_FAMILIES)}, got {family!r}.")
         for name, scale in (("prior_scale", prior_scale), ("initial_scale", initial_scale)):
             if not 0 < scale < math.inf:
                 raise ValueError(f"{name} must be a positive, finite number, got {scale!r}.")
@@ -153,12 +153,12 @@ class BayesianLogisticRegression(EstimatorModule):
 
     def weights(self) -> Distribution:
         """Return q(w), attached to the graph, of batch_shape `()` and event_shape `(num_features + bias,)`."""
-        return Independent(FAMILIES[self.posterior](self.loc, self.log_scale.exp(), validate_args=False), 1)
+        return Independent(WEIGHT_FAMILIES[self.posterior](self.loc, self.log_scale.exp(), validate_args=False), 1)
 
     def kl(self) -> Tensor:
         """Return the KL divergence of q from the prior, a scalar."""
         zeros = torch.zeros_like(self.loc)
-        prior = FAMILIES[self.prior](zeros, zeros + self.prior_scale, validate_args=False)
+        prior = WEIGHT_FAMILIES[self.prior](zeros, zeros + self.prior_scale, validate_args=False)
         return kl_divergence(self.weights(), Independent(prior, 1))
 
     def loss(self, batch: Sequence[Tensor]) -> Tensor:

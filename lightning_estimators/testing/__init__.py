@@ -1,4 +1,4 @@
-"""Conformance suite for gradient estimators: exact problems, and `check_estimator` for your own plug-ins."""
+"""Conformance suite: `check_estimator` tests a gradient estimator, such as your own, on exactly solvable problems."""
 
 from lightning_estimators.testing.check import CHECKS, check_estimator
 from lightning_estimators.testing.gradients import nested_moments

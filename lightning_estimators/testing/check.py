@@ -1,4 +1,4 @@
-"""The conformance suite: everything that a gradient estimator's declarations promise."""
+"""The conformance suite for gradient estimators: runs all checks and collects what they find."""
 
 from __future__ import annotations
 
@@ -45,26 +45,28 @@ CHECKS: tuple[Callable[[Factory, Report], None], ...] = (
 
 
 def check_estimator(factory: Factory, *, stop_at_first: bool = False) -> Report:
-    """Run every check that the declarations of an estimator promise; see the docstrings of `CHECKS` for what they do.
+    """Check that an estimator does what it declares: that it is unbiased, how often it evaluates f, and so on.
 
-    All checks are run, and what failed is told together: one line for each check, and under it where an error came from
-    that the estimator raised.
+    The docstring of each function in `CHECKS` says what it checks. All checks are run, and all failures are reported
+    at the end, one line for each; if the estimator raised an error, the line says where.
 
-    Statistical checks compare 200 000 estimates with exact sums under one bound on |z|, `BOUND`, with fixed seeds. They
-    take seconds if own networks are small: give yours few units here.
+    Statistical checks compare the mean of 200,000 estimates, drawn with fixed seeds, with the exact gradient. All of
+    them use the same bound on |z|, the difference divided by its standard error (`BOUND`). They take seconds if the
+    networks that the estimator trains are small, so give yours few units here.
 
     Args:
-        factory: Returns a new estimator at every call, without arguments. Own networks must take any number of input
-            features (`nn.LazyLinear`), since every check has its own shapes, and be smooth if they enter the variance:
-            with ReLU units its derivative is not exact.
+        factory: A function without arguments that returns a new estimator at every call. Networks inside the estimator
+            must accept any number of input features (`nn.LazyLinear`), since the checks use different shapes. If they
+            are trained to lower the variance, they must be smooth: with ReLU units, the derivative of the variance that
+            is compared with finite differences is not exact.
         stop_at_first: Whether to raise as soon as a check fails.
 
     Returns:
-        How many comparisons were made, and the largest |z|.
+        How many statistical comparisons were made, and the largest |z| in each check.
 
     Raises:
-        AssertionError: Checks failed; the message names each, the problem, the figure and the bound.
-        ValueError: There is no problem for any of the families the estimator declares.
+        AssertionError: Checks failed; the message names the check, the problem, the figure and the bound.
+        ValueError: The suite has no problem for any of the families that the estimator declares.
 
     Example:
         >>> from lightning_estimators.estimators import Enumeration
@@ -92,7 +94,7 @@ def check_estimator(factory: Factory, *, stop_at_first: bool = False) -> Report:
 
 
 def _told(check: str, error: Exception) -> str:
-    """Say that an estimator raised an error, and in which line."""
+    """Return a line that says that the estimator raised an error, and where."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _PACKAGE not in Path(f.filename).parents]
     last = next((f for f in reversed(frames) if "torch" not in Path(f.filename).parts), None)
     where = "" if last is None else f", in {last.filename}, line {last.lineno}: {last.line}"

@@ -1,4 +1,4 @@
-"""Checks of the contract: shapes, refusals, the count of evaluations, saturation, copies."""
+"""Checks that need no statistics: shapes, errors, number of evaluations, extreme logits, copies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["check_copies", "check_evaluations", "check_noise", "check_refusals",
 
 
 def weighted_squares(q: Distribution) -> Cost:
-    """Return a smooth cost for any event shape, in which every coordinate has another weight."""
+    """Return a smooth cost for the event shape of q, in which every coordinate has a different weight."""
     event = q.event_shape
 
     def cost(z: Tensor) -> Tensor:
@@ -42,10 +42,10 @@ def weighted_squares(q: Distribution) -> Cost:
 
 
 def check_shapes(factory: Factory, report: Report) -> None:
-    """Value of shape `q.batch_shape` and finite gradients of the shape of the parameter, in float32 and float64.
+    """The value has shape `q.batch_shape`, and the gradient is finite and has the shape of the parameter.
 
-    For Bernoullis and one-hot categoricals by logits and by probs, several batch and event shapes; under `no_grad`
-    a value only.
+    Checked in float32 and float64, for several batch and event shapes, and for Bernoulli and one-hot categorical
+    variables with logits and with probabilities. Under `torch.no_grad` only the value is computed.
     """
     check = "shapes"
     for name, leaf, q in layouts(families(factory), scale=1.0):
@@ -64,7 +64,10 @@ def check_shapes(factory: Factory, report: Report) -> None:
 
 
 def check_saturated(factory: Factory, report: Report) -> None:
-    """Finite value and gradients, the model's and its own, at logits of ±50 and the probabilities they round to."""
+    """The value, the gradient, and that of the estimator's own parameters are finite at logits of ±50.
+
+    So they are for the corresponding probabilities, which round to 0 and 1.
+    """
     check = "saturated"
     for name, leaf, q in layouts(families(factory), scale=float("inf")):
         subject = build(factory, q)
@@ -78,10 +81,13 @@ def check_saturated(factory: Factory, report: Report) -> None:
 
 
 def check_refusals(factory: Factory, report: Report) -> None:
-    """TypeError for families that are not declared, by `check` and by a call; ValueError for an f of another shape.
+    """What cannot work raises an error.
 
-    For an f without gradient in z: ValueError if `gradient_of_f` names one, else a finite gradient (or, for continuous
-    families, a ValueError: the rule of one family may need what that of another does not); never zeros.
+    - Distributions of families that are not declared: TypeError, from `check` and from a call.
+    - An f that returns another shape: ValueError.
+    - An f without a gradient in z: ValueError if `gradient_of_f` says that a gradient is needed. Otherwise the estimate
+      must be finite and not zero (for continuous families a ValueError is allowed too, since the rule of one family may
+      need a gradient where that of another does not).
     """
     check = "refusals"
     logits = torch.zeros(4, 2, 3, requires_grad=True)
@@ -118,10 +124,11 @@ def check_refusals(factory: Factory, report: Report) -> None:
 
 
 def check_evaluations(factory: Factory, report: Report) -> None:
-    """`evaluations(q)` is what a plain callable is asked: points evaluated, and points at which its gradient is taken.
+    """`evaluations(q)` is how often f and its gradient are evaluated for each element of the batch.
 
-    What the gradient in the logits takes is counted, not that in parameters of f, which every estimator takes once.
-    For discrete families, where there are any: rules for continuous ones cost what the family and f make of them.
+    Only the gradient with respect to z is counted; the one in the parameters of f is evaluated once by all estimators.
+    Checked for discrete families if the estimator takes any, since for continuous ones the numbers depend on the family
+    and on f.
     """
     check = "evaluations"
     found = families(factory)
@@ -130,8 +137,8 @@ def check_evaluations(factory: Factory, report: Report) -> None:
         logits = torch.zeros(5, 2, 3, dtype=torch.float64, requires_grad=True)
         q = one_layer(family, logits if family is OneHotCategorical else logits[..., 0])
         subject = build(factory, q)
-        subject.estimator.requires_grad_(requires_grad=False)  # training own parameters differentiates more than once
-        subject.estimator.allow_coupled_costs = True  # looking for them evaluates f more often, once
+        subject.estimator.requires_grad_(requires_grad=False)  # to train its own parameters, it would evaluate f again
+        subject.estimator.allow_coupled_costs = True  # the search for coupled costs would evaluate f again
         counted = _Counted(weighted_squares(q), q.event_shape.numel())
         torch.autograd.grad(subject(q, counted).sum(), logits)
         asked = (counted.values / len(logits), counted.gradients / len(logits))
@@ -141,9 +148,10 @@ def check_evaluations(factory: Factory, report: Report) -> None:
 
 
 def check_noise(factory: Factory, report: Report) -> None:
-    """Noise is drawn by `noise.uniform` or `distributions.sample`: what an enclosing estimator replays, it shares.
+    """Noise is drawn by `noise.uniform` or `distributions.sample`, so that an enclosing estimator can repeat it.
 
-    For discrete families: an axis that an enclosing control variate adds must see the same noise all along.
+    Checked for discrete families: along an axis that an enclosing estimator adds for common random numbers, all
+    estimates must be equal.
     """
     for family in families(factory):
         if family not in (Bernoulli, OneHotCategorical):
@@ -165,13 +173,13 @@ def check_noise(factory: Factory, report: Report) -> None:
 
 
 def check_copies(factory: Factory, report: Report) -> None:
-    """state_dict, deepcopy and pickle keep everything that enters an estimate; repr names every setting."""
+    """Copies made by state_dict, deepcopy and pickle return the same estimate; repr shows every setting."""
     check = "copies"
     for family in families(factory):
         logits = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         logits = (logits if family is OneHotCategorical else logits[..., 0]).clone().requires_grad_()
         subject = build(factory, one_layer(family, logits))
-        for _ in range(3):  # running statistics and own parameters leave their initial values
+        for _ in range(3):  # so that running averages and own parameters differ from their initial values
             q = one_layer(family, logits)
             torch.autograd.backward(subject(q, weighted_squares(q)).sum())
         for p in subject.own().values():
@@ -185,7 +193,7 @@ def check_copies(factory: Factory, report: Report) -> None:
             "state_dict": loaded,
             "deepcopy": copy.deepcopy(subject.estimator),
         }
-        if import_path(type(subject.estimator)):  # what is defined inside a function cannot be pickled
+        if import_path(type(subject.estimator)):  # a class defined inside a function cannot be pickled
             copies["pickle"] = pickle.loads(pickle.dumps(subject.estimator))
         expected = _outcome(subject, family, logits)
         for how, estimator in copies.items():
@@ -199,7 +207,7 @@ def check_copies(factory: Factory, report: Report) -> None:
 
 
 class _Counted:
-    """Counts points of z at which f and its gradient are evaluated."""
+    """Wraps a cost and counts the points at which it, and its gradient in z, are evaluated."""
 
     def __init__(self, f: Cost, event_size: int) -> None:
         self.f, self.event_size = f, event_size

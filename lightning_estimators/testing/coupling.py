@@ -1,4 +1,4 @@
-"""Checks of coupled samples: they leave the mean of the gradient as it is, or are refused."""
+"""Checks of coupled samples (antithetic or stratified): the gradient stays unbiased, or the estimator refuses them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lightning_estimators.testing.under_test import Factory, accepts, families
 __all__ = ["check_coupling", "with_coupling"]
 
 SAMPLES = 10_000
-"""Samples per comparison: what leaves one out of samples that are not independent is off by much."""
+"""Samples for each comparison. Few are enough: leave-one-out with coupled samples, for example, is off by much."""
 
 
 def with_coupling(factory: Factory, coupling: Coupling, num_samples: int) -> GradientEstimator:
-    """Return a new estimator with so many samples, coupled so."""
+    """Return a new estimator with `num_samples` samples and the given coupling."""
     estimator = factory()
     estimator.coupling = "independent"
     estimator.num_samples = num_samples
@@ -30,11 +30,12 @@ def with_coupling(factory: Factory, coupling: Coupling, num_samples: int) -> Gra
 
 
 def check_coupling(factory: Factory, report: Report) -> None:
-    """Mean of value and gradient with antithetic pairs, and stratified triples, of samples, alone and nested.
+    """With antithetic pairs and with stratified triples of samples, value and gradient keep their mean.
 
-    Where own parameters learn the variance, it is that of the average of coupled samples. Estimators that declare
-    `needs_independent_samples` refuse; one that should, and does not, is biased. Families whose samples are no function
-    of uniform noise are left out.
+    Checked for one layer and for two nested ones. If the estimator's own parameters are trained to lower the variance,
+    it must be the variance of the average of the coupled samples. Estimators that declare `needs_independent_samples`
+    must refuse coupled samples; one that should declare it, but does not, is found to be biased. Families whose samples
+    are no function of uniform noise are left out.
     """
     check = "coupling"
     settings: list[tuple[Coupling, int]] = [("antithetic", 1), ("stratified", 2)]

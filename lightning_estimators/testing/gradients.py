@@ -1,4 +1,4 @@
-"""Checks of the gradient of the model: unbiased or not as declared, and reaching everything."""
+"""Checks of the gradient of the model: whether it is unbiased, as declared, and reaches all parameters."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ from lightning_estimators.testing.under_test import Factory, build, families, on
 __all__ = ["SAMPLES", "check_batch_of_one", "check_bias", "check_reach", "nested_moments"]
 
 SAMPLES = 200_000
-"""Independent estimates per comparison of `check_bias`."""
+"""Independent estimates for each comparison of `check_bias`."""
 
 
 def nested_moments(problem: ExactExpectation, factories: Sequence[Factory], samples: int = SAMPLES) -> Moments:
-    """Return the moments of estimates of a problem by estimators nested in one another, outermost first.
+    """Return mean and variance of estimates for a problem, by estimators nested in one another, outermost first.
 
-    The estimates are the batches of a few large calls, so that running statistics of one are in use in the next.
+    The estimates are the batch elements of a few large calls, so that running averages from one call are used in the
+    next one.
     """
     q = problem.distribution(problem.parameters()["logits"].unsqueeze(0))
     subjects = [build(factory, q, seed) for seed, factory in enumerate(factories)]
     for subject in subjects if problem.layers > 1 else []:
-        subject.estimator.requires_grad_(requires_grad=False)  # one layer while learning, two while not
+        subject.estimator.requires_grad_(requires_grad=False)  # learning is checked with one layer
     moments = Moments(problem.exact([subject.estimator for subject in subjects]))
     torch.manual_seed(0)
     moments.add(problem.estimates(subjects, 100))
     samples //= subjects[0].estimator.num_samples  # each estimate is an average of so many
     exact = all(bool((moments.error(name)[1] < 1e-12).all()) for name in moments.exact)
-    while moments.count("value") < samples and not exact:  # 100 equal estimates say as much as any number
+    while moments.count("value") < samples and not exact:  # if 100 estimates are equal, more would tell nothing new
         moments.add(problem.estimates(subjects, min(25_000, samples - moments.count("value"))))
     return moments
 
 
 def nest(factory: Factory, family: type[Distribution], layers: int) -> list[Factory]:
-    """Return estimators for so many layers, outermost first: the same in all, or the one inside an exact one.
+    """Return factories of estimators for nested layers, outermost first.
 
-    The latter where the objective is another than the mean of the costs: then it takes no estimates for costs.
+    Usually the same estimator is used in all layers. An estimator whose objective is not the mean of the costs cannot
+    take estimated costs, so it is used in the innermost layer, inside an exact one.
     """
     if layers == 1 or averages_costs(factory()):
         return [factory] * layers
@@ -50,18 +52,20 @@ def nest(factory: Factory, family: type[Distribution], layers: int) -> list[Fact
 
 
 def check_bias(factory: Factory, report: Report) -> None:
-    """Mean of value and gradient against the exact sum, for one layer and two nested ones; or bias, if declared.
+    """The means of value and gradient are the exact ones; or, if the estimator is declared biased, they are not.
 
-    Most biases show in a quarter of the estimates; where one does not, all are drawn.
-    Two layers of continuous variables only where there are no discrete ones: nesting is the same for all.
+    Checked for one layer and for two nested layers; for two layers of continuous variables only if the estimator takes
+    no discrete ones, since nesting works alike for all. A bias usually shows in a quarter of the estimates, so the
+    others are drawn only if it does not.
     """
     found = families(factory)
     for family in found:
         for layers in (1, 2) if family in (Bernoulli, OneHotCategorical) or Bernoulli not in found else (1,):
-            # Two variables interact in one layer; in two nested ones of other than bits one variable is enough.
+            # One layer has two variables, which interact. Two layers interact also with one variable each, which is
+            # enough for the families whose exact sums are slower than those of Bernoulli variables.
             problem = ExactExpectation(family, layers, variables=1 if layers == 2 and family is not Bernoulli else 2)
             if not averages_costs(factory()) and family not in (Bernoulli, OneHotCategorical):
-                problem = ExactExpectation(family, variables=1)  # of which two samples are integrated
+                problem = ExactExpectation(family, variables=1)  # the integral is over two samples of one variable
                 if factory().num_samples > 2:
                     continue
             subjects = nest(factory, family, layers)
@@ -75,13 +79,13 @@ def check_bias(factory: Factory, report: Report) -> None:
 
 
 def check_batch_of_one(factory: Factory, report: Report) -> None:
-    """Mean of the gradient over a sequence of calls with a single batch element.
+    """The mean of the gradient is right over many calls with a single batch element.
 
-    Large batches hide what a running statistic, or another element, takes from the current cost: here it is all.
-    The cost is ±1 with equal probability, where a good baseline leaves no variance and so the least bias shows;
-    for continuous families it is z.
+    An estimator is biased if its baseline depends on the current cost. In a large batch one element has little weight,
+    so this hardly shows; in a batch of one it shows fully. The cost is ±1 with equal probability, for which a good
+    baseline leaves no variance, so that even a small bias is seen. For continuous families the cost is z.
     """
-    family = families(factory)[0]  # what batches and running statistics do is the same for all
+    family = families(factory)[0]  # running averages work alike for all families
     one_hot, discrete = family is OneHotCategorical, family in (Bernoulli, OneHotCategorical)
     logits = torch.zeros((1, 1, 2) if one_hot else (1, 1), dtype=torch.float64, requires_grad=True)
     if not factory().is_unbiased(one_layer(family, logits)):
@@ -111,7 +115,7 @@ def check_batch_of_one(factory: Factory, report: Report) -> None:
         return estimate()
 
     running = not torch.equal(seeded(), seeded())
-    for _ in range(500 if running else 0):  # running statistics settle
+    for _ in range(500 if running else 0):  # until running averages have settled
         estimate()
     for _ in range(3000 if running else 300):
         moments.add({"the gradient": estimate()})
@@ -119,7 +123,7 @@ def check_batch_of_one(factory: Factory, report: Report) -> None:
 
 
 def check_reach(factory: Factory, report: Report) -> None:
-    """Gradients reach the distribution, all parameters of f, and all own parameters, also of a nested estimator."""
+    """Gradients reach the distribution, the parameters of f, and the own parameters of all nested estimators."""
     check = "reach"
     for family in families(factory):
         for layers in (1, 2):

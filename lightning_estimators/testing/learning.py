@@ -1,4 +1,4 @@
-"""Checks of own parameters: their gradient is that of the variance, whatever is upstream; training them lowers it."""
+"""Checks of an estimator's own parameters: they are trained on the variance of the gradient, and training lowers it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ __all__ = ["check_surrogate_gradient", "check_training", "check_variance_gradien
 
 
 def _run(subject: EstimatorUnderTest, problem: ExactExpectation, batch: int) -> tuple[list[Tensor], Tensor]:
-    """Return the parameters of q with a batch axis, and the estimate for the problem's cost, whose own are frozen.
+    """Return the parameters of q with a batch axis, and the value of the estimator for the problem's cost.
 
-    The parameters of q themselves, not what they are made from: an estimator's variance is that of its gradient there.
+    They are the parameters of q itself, and not the logits from which the problem computes them, since the variance
+    that an estimator minimises is that of its gradient with respect to the parameters of q.
     """
     parameters = problem.parameters()
     q = problem.distribution(parameters["logits"].expand(batch, *problem.event_shape))
@@ -33,7 +34,7 @@ def _built(factory: Factory, problem: ExactExpectation) -> EstimatorUnderTest:
 
 
 def total_variance(subject: EstimatorUnderTest, problem: ExactExpectation, samples: int, seed: int = 0) -> float:
-    """Return the variance of the gradient in the parameters of q, summed over them."""
+    """Return the variance of the gradient with respect to the parameters of q, summed over all their entries."""
     torch.manual_seed(seed)
     leaves, value = _run(subject, problem, samples)
     moments = GradientMoments()
@@ -42,10 +43,10 @@ def total_variance(subject: EstimatorUnderTest, problem: ExactExpectation, sampl
 
 
 def check_surrogate_gradient(factory: Factory, report: Report) -> None:
-    """The gradient of own parameters is weighted by the absolute upstream gradient of every batch element.
+    """The gradient of own parameters is multiplied by the absolute value of the upstream gradient.
 
-    Only for estimators that return a `surrogate_loss`; where the value itself depends on own parameters, these follow
-    the loss instead.
+    So it does not depend on the sign of the loss, and scaling the loss scales it. Only checked for estimators that
+    return a `surrogate_loss`: if the value itself depends on own parameters, these are trained on the loss instead.
     """
     check = "surrogate gradient"
     for family in families(factory):
@@ -81,12 +82,13 @@ def check_surrogate_gradient(factory: Factory, report: Report) -> None:
 
 
 def check_variance_gradient(factory: Factory, report: Report) -> None:
-    """The gradient of own parameters against central differences of the measured variance under common noise.
+    """The gradient of own parameters is that of the variance; compared with finite differences of measured variances.
 
-    Only for estimators that declare `learns_variance`. With one sample, coupled ones, or samples that the plug-in
-    combines itself, the two agree noise by noise, in a random direction of every own parameter; else they agree in the
-    mean, since the surrogate loss is a share of single variances, and one direction across all own parameters is tried
-    under many noises.
+    Only for estimators that declare `learns_variance`. Both sides of a central difference are measured with the same
+    noise. With one sample, with coupled samples, or where the estimator combines the samples itself, gradient and
+    difference agree for every draw of the noise; they are compared along a random direction for every own parameter.
+    Otherwise the surrogate loss is an average of the variances of single samples, and they agree only in the mean; then
+    one direction across all own parameters is compared over many draws.
     """
     check, batch = "variance gradient", 500
     if not factory().learns_variance:
@@ -108,11 +110,11 @@ def check_variance_gradient(factory: Factory, report: Report) -> None:
             scale = torch.zeros(())
             for seed in range(1 if noise_by_noise else 100):
                 attached, difference = _derivatives(subject, problem, direction, batch, seed)
-                scale = difference.abs() if seed == 0 else scale  # so that one slack serves all
+                scale = difference.abs() if seed == 0 else scale  # one unit for all draws
                 require(bool(difference != 0), check, str(problem), f"{what} is zero")
                 moments.add({what: ((attached - difference) / scale).unsqueeze(0)})
                 if seed == 0 and bool((attached - difference).abs() < 1e-4 * scale):
-                    break  # noise by noise
+                    break  # they agree for this draw, so further draws are not needed
             report.unbiased(check, str(problem), moments, slack=1e-4)
 
 
@@ -124,7 +126,7 @@ def _derivatives(
     seed: int,
     step: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
-    """Directional derivative of the second moment in own parameters: of backward, and by central difference."""
+    """Return the derivative of the second moment along a direction of own parameters: by backward, and numerically."""
     own = subject.own()
     torch.manual_seed(seed)
     loss = _run(subject, problem, batch)[1].mean()
@@ -147,9 +149,10 @@ def _derivatives(
 
 
 def check_training(factory: Factory, report: Report) -> None:
-    """200 steps on a `surrogate_loss` lower the variance of the gradient (if it is unbiased).
+    """Training an unbiased estimator's own parameters for 200 steps lowers the variance of the gradient.
 
-    For continuous families only if `learns_variance`: there a baseline that is close to the cost can vary more.
+    For continuous families this is checked only if `learns_variance`: a learned baseline, which is fitted to the cost
+    and not to the variance, can raise the variance there.
     """
     check = "training"
     for family in families(factory):
@@ -160,7 +163,7 @@ def check_training(factory: Factory, report: Report) -> None:
         unbiased = subject.estimator.is_unbiased(problem.distribution(problem.parameters()["logits"]))
         if not (unbiased and subject.own()):
             continue
-        for _ in range(10):  # running statistics settle, so that what is measured is the training
+        for _ in range(10):  # let running averages settle, which would lower the variance without any training
             _run(subject, problem, 100)
         if subject.estimator.last_surrogate_loss is None:
             continue

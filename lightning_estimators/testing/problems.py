@@ -1,4 +1,7 @@
-"""Expectations over one or two layers of latents, small enough to be summed, or integrated on a grid, exactly."""
+"""Expectations over one or two layers of latents, so small that their exact value and gradient can be computed.
+
+For discrete latents all outcomes are summed; for continuous ones the density is integrated on a grid.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,20 @@ Estimator = Callable[[Distribution, Callable[[Tensor], Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class ExactExpectation:
-    r"""$E_{q(b_1) q(b_2 | b_1)} [v \cdot \tanh(W [b_1, b_2] + c) + \log q(b_1) + \log q(b_2 | b_1)]$, exactly known.
+    r"""$E_{q(b_1) q(b_2 | b_1)} [v \cdot \tanh(W [b_1, b_2] + c) + \log q(b_1) + \log q(b_2 | b_1)]$, known exactly.
 
-    The cost has parameters of its own (W, c, v: a decoder) and depends on those of q directly (log q: an entropy term);
-    a second layer is an estimator inside the cost of the first. Every parameter can carry a batch axis, so that one
-    backward pass gives one independent estimate of the gradient per element of the batch. Everything is float64.
+    It has everything that a latent-variable model has. The cost has parameters W, c and v, like a decoder, and depends
+    directly on the parameters of q through log q, like an entropy term. With two layers, an estimator for the second
+    one is nested in the cost of the first. All parameters can be given a batch axis, so that one backward pass yields
+    an independent estimate of the gradient for each element of the batch. All numbers are float64.
 
     Args:
         family: `Bernoulli`, `OneHotCategorical`, `Normal`, `Gamma` or `Poisson` (see `from_logits`).
-        layers: 1 or 2.
-        variables: Latent variables per layer.
-        categories: Of each one-hot variable.
-        hidden: Units of the cost.
-        seed: Of the parameters.
+        layers: Number of layers, 1 or 2.
+        variables: Number of latent variables in each layer.
+        categories: Number of categories of each one-hot variable.
+        hidden: Number of hidden units of the cost.
+        seed: Seed of the parameters' values.
 
     Example:
         >>> from lightning_estimators.estimators import StochasticBackprop
@@ -55,12 +59,12 @@ class ExactExpectation:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Of each layer's latents."""
+        """The event shape of each layer."""
         return (self.variables, self.categories) if self.family is OneHotCategorical else (self.variables,)
 
     @property
     def features(self) -> int:
-        """Length of a layer's latents, flattened."""
+        """The number of entries of a layer's event."""
         return torch.Size(self.event_shape).numel()
 
     def parameters(self) -> dict[str, Tensor]:
@@ -82,11 +86,11 @@ class ExactExpectation:
         return parameters
 
     def distribution(self, logits: Tensor) -> Distribution:
-        """Return the layer's distribution."""
+        """Return the distribution of a layer with these logits."""
         return Independent(from_logits(self.family, logits), 1)
 
     def cost(self, parameters: dict[str, Tensor], *latents: Tensor) -> Tensor:
-        """Return the cost of latents that may have more leading axes than the parameters."""
+        """Return the cost of latents, which may have more leading axes than the parameters."""
         flat = [b.expand_as(latents[-1]).flatten(-len(self.event_shape)) for b in latents]
         x = torch.cat(flat, -1)
         hidden = torch.tanh((parameters["weight"] * x.unsqueeze(-2)).sum(-1) + parameters["bias"])
@@ -96,15 +100,15 @@ class ExactExpectation:
         return total
 
     def estimates(self, estimators: Sequence[Estimator], samples: int, *, backward: bool = False) -> dict[str, Tensor]:
-        """Return independent estimates of the objective (`value`) and of its gradient in every parameter.
+        """Return independent estimates of the objective (as `value`) and of its gradient in every parameter.
 
         Args:
             estimators: One for each layer, outermost first, called as `estimator(q, f)`.
-            samples: How many.
+            samples: How many estimates.
             backward: Whether to call `backward`, which also fills the gradients of the estimators' own parameters.
 
         Returns:
-            Tensors of shape `(samples,)` + that of the exact figure.
+            By name, tensors of shape `(samples,)` + the shape of the exact number.
         """
         parameters = {
             name: p.expand(samples, *p.shape).clone().requires_grad_() for name, p in self.parameters().items()
@@ -125,11 +129,12 @@ class ExactExpectation:
         return {"value": value.detach(), **dict(zip(parameters, gradients, strict=True))}
 
     def exact(self, estimators: Sequence[GradientEstimator] = ()) -> dict[str, Tensor]:
-        """Return the objective (`value`) and its gradient in every parameter, by summing over the support.
+        """Return the exact objective (as `value`) and its exact gradient in every parameter.
 
         Args:
-            estimators: One for each layer, outermost first, of which some `combine` the costs of their samples to
-                another objective than the mean: the sum is then over all tuples of so many samples.
+            estimators: One for each layer, outermost first. They matter only if some of them combine the costs of
+                several samples to another objective than their mean (`combine`); the sum is then over all tuples of
+                that many samples. None given: the mean.
         """
         parameters = {name: p.requires_grad_() for name, p in self.parameters().items()}
         if self.family in (Normal, Gamma, Poisson):
@@ -142,7 +147,7 @@ class ExactExpectation:
     def _sum(
         self, parameters: dict[str, Tensor], above: list[Tensor], estimators: Sequence[GradientEstimator]
     ) -> Tensor:
-        """Return the expectation over all layers but those whose latents are given."""
+        """Return the expectation over all layers except those whose latents are given in `above`."""
         if len(above) == self.layers:
             return self.cost(parameters, *above)
         logits = self._inner_logits(parameters, above[0]) if above else parameters["logits"]
@@ -152,7 +157,10 @@ class ExactExpectation:
         return expectation(values, weights, estimators[len(above)] if estimators else None)
 
     def _integral(self, parameters: dict[str, Tensor], estimators: Sequence[GradientEstimator]) -> Tensor:
-        """Return the objective on a grid over two variables: of one layer, one of each of two, or of two samples."""
+        """Return the objective by integration over two variables.
+
+        These are the two variables of one layer, those of two layers, or two samples of a single variable.
+        """
         if estimators and not averages_costs(estimators[0]):
             z, weights = self._grid()
             density = self._log_prob(parameters["logits"], z.unsqueeze(-1)).exp()
@@ -173,10 +181,11 @@ class ExactExpectation:
         return weights @ (density.exp() * self.cost(parameters, *latents)) @ weights
 
     def _grid(self) -> tuple[Tensor, Tensor]:
-        """Return points and weights of one variable."""
-        if self.family is Poisson:  # of a rate below 2.5: a count above 40 has a probability below 1e-30
+        """Return the points and weights by which functions of one variable are integrated, or summed over counts."""
+        if self.family is Poisson:  # the rates are below 2.5, so counts above 40 have a probability below 1e-30
             return torch.arange(41, dtype=torch.float64), torch.ones(41, dtype=torch.float64)
-        # Even grids integrate what is smooth and vanishes at the ends to all digits; gammas are so on the log scale.
+        # On an evenly spaced grid the trapezoidal rule is accurate to all digits for smooth functions that vanish at
+        # both ends. Densities of gamma variables are such functions of log z.
         gamma = self.family is Gamma
         y = torch.linspace(-80.0, 7.0, 436) if gamma else torch.linspace(-15.0, 15.0, 601)
         y = y.to(torch.float64)
@@ -189,7 +198,7 @@ class ExactExpectation:
         return flat.reshape(*flat.shape[:-1], *self.event_shape)
 
     def _log_prob(self, logits: Tensor, b: Tensor) -> Tensor:
-        # Linear in b, so that it is smooth at relaxed b too (torch's categorical takes the argmax there).
+        # Linear in b, so that it is smooth at relaxed b too, where torch's categorical would take the argmax.
         if self.family is Bernoulli:
             return (b * logits - softplus(logits)).sum(-1)
         if self.family is not OneHotCategorical:
@@ -211,12 +220,15 @@ class ExactExpectation:
 
 
 def expectation(values: Tensor, weights: Tensor, estimator: GradientEstimator | None = None) -> Tensor:
-    """Return the mean of the objective of an estimator over all tuples of samples: of one sample if it averages costs.
+    """Return the exact mean of an estimator's objective.
+
+    For an estimator that averages the costs of its samples, this is the expectation of the cost. For one that combines
+    them in another way (`combine`), it is the mean over all tuples of `num_samples` samples.
 
     Args:
         values: The cost at every point of the support, shape `(points,)`.
-        weights: Their probabilities, which may be attached, of the same shape.
-        estimator: Whose `num_samples` and `combine` count.
+        weights: The probabilities of the points, shape `(points,)`; they may be attached to a graph.
+        estimator: The estimator; None for one that averages costs.
     """
     if estimator is None or averages_costs(estimator):
         return weights @ values
@@ -226,10 +238,10 @@ def expectation(values: Tensor, weights: Tensor, estimator: GradientEstimator | 
 
 
 def from_logits(family: type[Distribution], logits: Tensor) -> Distribution:
-    """Return a family of which all parameters are functions of one tensor of any real numbers.
+    """Return a distribution of the family whose parameters are all functions of one real tensor l.
 
-    Bernoullis and one-hot variables by their logits l; Normal(l, .1 + softplus(l)); Gamma(.5 + softplus(l),
-    .5 + softplus(-l)); Poisson(.5 + 2 sigmoid(l)).
+    Bernoulli and one-hot categorical variables have the logits l. The others are Normal(l, .1 + softplus(l)),
+    Gamma(.5 + softplus(l), .5 + softplus(-l)) and Poisson(.5 + 2 sigmoid(l)).
     """
     if family is Normal:
         return Normal(logits, 0.1 + softplus(logits))

@@ -1,4 +1,4 @@
-"""A check of the rules and cumulants that one registers for a family of one's own."""
+"""A check of the gradient rules and cumulant generating functions that are registered for a distribution family."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ COSTS: dict[str, Callable[[Tensor], Tensor]] = {
 """Costs of u, a coordinate minus its mean in units of its standard deviation."""
 
 MOMENTS = 3
-"""How many moments of the samples a cumulant is held to."""
+"""How many moments of a cumulant generating function are compared with those of samples."""
 
 
 def check_family(q: Distribution, *, num_samples: int = 200_000) -> Report:
-    r"""Hold what is registered for the family of q to samples of q and, for rules, to its density.
+    r"""Check the formulas that are registered for the family of q against samples of q and its density.
 
-    - A *cumulant* K must be 0 at t = 0, and the moments $E[z^n]$, n = 1, 2, 3, that follow from its Taylor coefficients
-      must be those of samples.
-    - The mean of a *rule*, with or without derivatives of f, must be that of the score function estimate
-      $(f(z) - c) \nabla_\theta \log q(z)$, for a square, a wave and a step of each coordinate.
+    - A *cumulant generating function* K must be 0 at t = 0, and the moments $E[z^n]$, n = 1, 2, 3, that follow from its
+      Taylor coefficients must agree with those of the samples.
+    - The mean of a *rule*, with or without derivatives of f, must agree with that of the score function estimator
+      $(f(z) - c) \nabla_\theta \log q(z)$, for three costs: a square, a wave and a smooth step of each coordinate.
 
-    All comparisons share the bound `BOUND` on |z|, with fixed seeds. Give q several entries with different parameters:
-    a formula that is wrong in one parameter may be right where that is 1.
+    All comparisons use fixed seeds and the same bound on |z|, `BOUND`. Give q several entries with different
+    parameters: a formula that misses a factor is right where this factor happens to be 1.
 
     Args:
-        q: A distribution of the family, of scalar coordinates, with parameters of float64 for the sharpest comparison.
-        num_samples: Samples to compare.
+        q: A distribution of the family, with scalar coordinates; parameters of float64 make the comparison sharpest.
+        num_samples: How many samples to draw.
 
     Returns:
         How many comparisons were made, and the largest |z|.
 
     Raises:
         AssertionError: Something differs; the message names the rule, the parameter, the figure and the bound.
-        TypeError: Nothing is registered for the family; or a rule is, and q has no `log_prob` to hold it to.
+        TypeError: Nothing is registered for the family; or a rule is registered, but q has no `log_prob`.
 
     Example:
         >>> from torch.distributions import Laplace
@@ -108,7 +108,7 @@ def _check_rule(rule: Rule, q: Distribution, leaves: dict[str, Tensor], report: 
         ) from error
     scores = dict(zip(leaves, torch.autograd.grad(log_prob.sum(), list(leaves.values())), strict=True))
     event_dim = len(q.event_shape)
-    # Both estimates are functions of the same samples, so what is compared is the mean of their difference.
+    # Both estimates are computed from the same samples, so their difference has much less variance than either.
     center, width = z.mean(0), z.std(0).clamp_min(torch.finfo(z.dtype).tiny)
     for what, cost in COSTS.items():
         f = CallableObjective(partial(_summed, cost, center, width, event_dim), event_dim)
@@ -129,7 +129,7 @@ def _check_rule(rule: Rule, q: Distribution, leaves: dict[str, Tensor], report: 
                 f"got {tuple(found.shape)}",
             )
             axes = (...,) + (None,) * (score.ndim - centered.ndim)
-            # In units of the size of the two, so that the slack for rounding is relative to it.
+            # The difference is divided by the size of both estimates, so that the slack for rounding is relative.
             size = (found.abs().mean(0) + (centered[axes] * score).abs().mean(0)).clamp_min(1e-30)
             differences[name] = (found - centered[axes] * score) / size
         moments = Moments({name: torch.zeros_like(d[0]) for name, d in differences.items()})

@@ -1,4 +1,4 @@
-"""An estimator under test, built afresh for every distribution."""
+"""Building estimators and distributions for the checks."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from lightning_estimators.testing.problems import from_logits
 __all__ = ["CONTEXT", "Cost", "EstimatorUnderTest", "Factory", "accepts", "build", "families", "layouts", "one_layer"]
 
 Factory = Callable[[], GradientEstimator]
-"""Takes no argument; returns a new estimator at every call."""
+"""A function without arguments that returns a new estimator at every call."""
 
 TESTED_FAMILIES: tuple[type[Distribution], ...] = (Bernoulli, OneHotCategorical, Normal, Gamma)
-"""Families on which the suite tests: those with a finite support, and one of each kind of support for the others."""
+"""The families with which the suite tests: the discrete ones, a continuous one on all numbers, and a positive one."""
 
 COUNTS: tuple[type[Distribution], ...] = (Poisson,)
 """Further families, for estimators that name them: what takes any distribution is tested well enough without."""
 
 CONTEXT = torch.tensor([0.5, -1.0], dtype=torch.float64)
-"""Features for estimators that need some."""
+"""The context (features of a data point) that is given to estimators that need one."""
 
 Cost = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class EstimatorUnderTest:
-    """An estimator, sized for a distribution, and whether it must be given a context."""
+    """An estimator whose networks have the right sizes for a distribution, and whether it needs a context."""
 
     estimator: GradientEstimator
     needs_context: bool
@@ -46,12 +46,12 @@ class EstimatorUnderTest:
         return out
 
     def own(self) -> dict[str, Tensor]:
-        """Own parameters that are trained, by name."""
+        """Return the estimator's own trainable parameters by name."""
         return {name: p for name, p in self.estimator.named_parameters() if p.requires_grad}
 
 
 def build(factory: Factory, q: Distribution, seed: int = 0) -> EstimatorUnderTest:
-    """Make an estimator and give its learned parts the size and precision of q."""
+    """Make an estimator, and give its networks the sizes and the precision of q."""
     torch.manual_seed(seed)
     estimator = factory().to(q.mean.dtype)
     try:
@@ -63,10 +63,10 @@ def build(factory: Factory, q: Distribution, seed: int = 0) -> EstimatorUnderTes
 
 
 def families(factory: Factory) -> list[type[Distribution]]:
-    """Return the families of the suite that the estimator declares and does not refuse.
+    """Return those families of the suite that the estimator declares and accepts.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There are none.
     """
     declared = factory().families
     possible = [family for family in TESTED_FAMILIES if issubclass(family, declared)]
@@ -81,7 +81,7 @@ def families(factory: Factory) -> list[type[Distribution]]:
 
 
 def accepts(factory: Factory, q: Distribution) -> bool:
-    """Whether `check` lets q pass."""
+    """Whether the estimator's `check` accepts q."""
     try:
         factory().check(q)
     except TypeError:
@@ -90,16 +90,18 @@ def accepts(factory: Factory, q: Distribution) -> bool:
 
 
 def one_layer(family: type[Distribution], logits: Tensor) -> Distribution:
-    """Return vectors of scalars, or of one-hot variables with the last axis as categories."""
+    """Return a distribution over vectors of scalars, or of one-hot variables whose categories are the last axis."""
     return Independent(from_logits(family, logits), 1)
 
 
 def layouts(families: list[type[Distribution]], scale: float) -> Iterator[tuple[str, Tensor, Distribution]]:
-    """Yield a name, a leaf and a distribution on it: by logits and by probs, in both precisions, in many shapes.
+    """Yield distributions of many shapes, given by logits and by probabilities, in float32 and float64.
+
+    Each comes as a name, the leaf tensor that holds its parameters, and the distribution.
 
     Args:
-        families: Those of the suite.
-        scale: The logits are normal with this standard deviation; all ±50 if it is infinite.
+        families: Families of the suite.
+        scale: The standard deviation of the logits, which are normal; if it is infinite, the logits are 50 or -50.
     """
     generator = torch.Generator().manual_seed(0)
     for family, parameter, dtype in product(families, ("logits", "probs"), (torch.float32, torch.float64)):

@@ -22,7 +22,7 @@ from lightning_estimators.estimators import (
 )
 from lightning_estimators.estimators.base import Estimate
 from lightning_estimators.modules import ContinuousLatentModel
-from lightning_estimators.modules.families import FAMILIES, log_densities
+from lightning_estimators.modules.families import LATENT_FAMILIES, log_densities
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.objectives import BernoulliLinear, CallableObjective, FirstLayerLinear, GaussianLinear, Sum
 
@@ -243,7 +243,7 @@ def test_relu_networks_are_never_differentiated_twice():
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_output_of_zero_is_the_standard_member(name):
-    family = FAMILIES[name]
+    family = LATENT_FAMILIES[name]
     shape = (2, 3) if name == "dirichlet" else (2,)
     zero = family.on(torch.zeros(5, len(family.floors) * math.prod(shape)), shape)
     standard = family.of(*(torch.full(shape, number) for number in family.standard))
@@ -253,7 +253,7 @@ def test_output_of_zero_is_the_standard_member(name):
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_densities_in_parts_add_up_and_stay_finite_at_the_edge(name):
-    family = FAMILIES[name]
+    family = LATENT_FAMILIES[name]
     shape = (2, 3) if name == "dirichlet" else (2,)
     q = family.on(torch.randn(5, len(family.floors) * math.prod(shape), dtype=torch.float64), shape)
     z = q.sample((4,))
