@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lightning_estimators.baselines import LearnedBaseline, MovingAverage
 from lightning_estimators.datamodules import Digits
-from lightning_estimators.estimators import REBAR, REINFORCE, RELAX, RelaxedREBAR, StochasticBackprop
+from lightning_estimators.estimators import REBAR, REINFORCE, RELAX, Concrete, RelaxedREBAR, StochasticBackprop
 from modules.tiny import Gradients, Recorder, Rows, Tiny, rows, state, trainer
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
@@ -25,6 +25,10 @@ ESTIMATORS = {
     "RELAX": RELAX,
     "RelaxedREBAR": RelaxedREBAR,
     "StochasticBackprop-sampled": lambda: StochasticBackprop(num_changes=1),
+    "StochasticBackprop-sampled-antithetic": lambda: StochasticBackprop(
+        num_changes=1, num_samples=2, coupling="antithetic"
+    ),
+    "Concrete-stratified": lambda: Concrete(num_samples=3, coupling="stratified"),
     "REINFORCE-moving": lambda: REINFORCE(MovingAverage(decay=0.5)),
     "REINFORCE-learned": lambda: REINFORCE(LearnedBaseline(normalize=True)),
 }
