@@ -13,7 +13,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.comparison import Comparison, compare
 from lightning_estimators.comparison.report import write_report
+from lightning_estimators.datamodules import Gymnasium
 from lightning_estimators.estimators import GradientEstimator
+from lightning_estimators.rollout import Policy
 
 __all__ = ["EstimatorComparison"]
 
@@ -26,6 +28,8 @@ class EstimatorComparison(CheckedArguments, pl.Callback):
     curves (`comparison.report`). The recommendation is printed. The callback takes time, but does not change training,
     which is bit-identical without it. With several processes, the first one compares, on its own share of the batch,
     and the others wait.
+
+    A policy is compared on rollouts that it acts for this purpose (`Gymnasium.rollouts`).
 
     Args:
         every_n_epochs: Epochs between two comparisons.
@@ -91,6 +95,9 @@ class EstimatorComparison(CheckedArguments, pl.Callback):
         if batch is None:
             return
         if trainer.is_global_zero:
+            data = getattr(trainer, "datamodule", None)
+            if isinstance(pl_module, Policy) and isinstance(data, Gymnasium):
+                batch = data.rollouts(pl_module)  # on the one of the epoch, acting would not be seen to vary
             self.latest = compare(pl_module, batch, self.estimators, self.budget, progress=False)
             step = max(trainer.global_step - 1, 0)  # the step at which figures of the last batch are logged
             write_report(self.latest, trainer, step, f"comparison_epoch{trainer.current_epoch}")

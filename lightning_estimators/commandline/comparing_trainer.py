@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
@@ -11,7 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_estimators.checkpoints import read_checkpoint
 from lightning_estimators.comparison import Comparison, compare
 from lightning_estimators.comparison.report import write_report
+from lightning_estimators.datamodules import Gymnasium
 from lightning_estimators.estimators import GradientEstimator
+from lightning_estimators.rollout import Policy
 
 __all__ = ["ComparingTrainer", "subcommands"]
 
@@ -55,6 +57,7 @@ class ComparingTrainer(Trainer):
         # What `fit` does before its first step.
         self.datamodule = datamodule
         datamodule.trainer, model.trainer = self, self
+        self.strategy.connect(model)  # so that `lightning_module` is known
         datamodule.prepare_data()
         datamodule.setup("fit")
         model.setup("fit")
@@ -65,13 +68,21 @@ class ComparingTrainer(Trainer):
             checkpoint = read_checkpoint(ckpt_path, weights_only=weights_only is not False)
             model.on_load_checkpoint(checkpoint)
             model.load_state_dict(checkpoint["state_dict"])
+            if state := checkpoint.get(type(datamodule).__qualname__):  # where Lightning keeps it
+                datamodule.load_state_dict(state)
             step = int(checkpoint.get("global_step", 0))
         else:
             rank_zero_info("No --ckpt_path: estimators are compared at the initial weights.")
         model.to(self.strategy.root_device)
+        # A training batch of a policy belongs to the update that follows it.
+        batches: Any = (
+            datamodule.rollouts(cast(Policy, model))
+            if isinstance(datamodule, Gymnasium)
+            else datamodule.train_dataloader()
+        )
         result = compare(
             model,
-            datamodule.train_dataloader(),
+            batches,
             estimators,
             budget,
             exchange=exchange,

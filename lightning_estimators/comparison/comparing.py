@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
@@ -14,12 +16,16 @@ from torch.distributions import Distribution
 
 from lightning_estimators.comparison.batches import Batches
 from lightning_estimators.comparison.result import Comparison
+from lightning_estimators.comparison.rollouts import ON_ROLLOUTS, RolloutSubject, acted_rollouts
 from lightning_estimators.comparison.run import Options, run
 from lightning_estimators.comparison.subject import ModuleSubject, PairSubject
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.isolation import generators_kept, remember
+from lightning_estimators.rollout import Policy
 
 __all__ = ["compare"]
+
+_ACTING_SHARE = 0.25  # of the budget, for rollouts of a policy
 
 Pair = tuple[Distribution, Callable[[Tensor], Tensor]]
 
@@ -62,7 +68,9 @@ def compare(
         subject: Any LightningModule with automatic optimization that holds gradient estimators; or a pair of a
             distribution q and a cost f, for the gradient of the mean over the batch of E[f(z)].
         batch: For a module: what its data loader yields, or a `DataLoader`, of which the first batch is taken. Then the
-            variance of the gradient between batches is measured too, below which nothing is gained.
+            variance of the gradient between batches is measured too, below which nothing is gained. For a policy
+            (`rollout.Policy`): rollouts that it acts at these weights (`Gymnasium.rollouts(module)`), of which every
+            draw takes another one, since acting is where most of the variance comes from.
         estimators: The candidates; None for every class of the package, and every imported subclass of
             `GradientEstimator`, that fits, with its default and a few other settings.
         budget: Seconds, for everything. Estimates are drawn where errors are largest until it ends.
@@ -101,6 +109,8 @@ def compare(
             return run(PairSubject(*subject, context, seed), estimators, options)
         if not subject.training:
             subject.train()
+        if isinstance(subject, Policy):
+            return _on_rollouts(subject, batch, estimators, options, seed)
         batches = Batches(subject, batch)
         try:
             return run(ModuleSubject(subject, next(iter(batches)), seed), estimators, options, batches)
@@ -108,6 +118,19 @@ def compare(
             raise ValueError("compare needs a batch, and the loader yields none.") from None
         finally:
             batches.close()
+
+
+def _on_rollouts(
+    policy: pl.LightningModule, source: Any, estimators: Sequence[GradientEstimator] | None, options: Options, seed: int
+) -> Comparison:
+    """Compare on rollouts of a policy, each of which is one draw."""
+    began = time.monotonic()
+    subject = RolloutSubject(policy, acted_rollouts(policy, source, _ACTING_SHARE * options.budget), seed)
+    draws = min(options.draws or len(subject.measured), len(subject.measured))
+    budget = max(0.1 * options.budget, options.budget - (time.monotonic() - began))
+    result = run(subject, estimators, replace(options, budget=budget, draws=draws))
+    result.notes.append(ON_ROLLOUTS)
+    return result
 
 
 @contextmanager

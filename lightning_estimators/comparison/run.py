@@ -13,7 +13,7 @@ from typing import Literal
 from tqdm.auto import tqdm
 
 from lightning_estimators.comparison.batches import Batches, data_variance
-from lightning_estimators.comparison.candidates import Candidate, describe, exchanges, known_estimators
+from lightning_estimators.comparison.candidates import Candidate, describe, exchanges
 from lightning_estimators.comparison.exact import exact_candidate, unbiased_candidates
 from lightning_estimators.comparison.learning import LEARNING_RATE
 from lightning_estimators.comparison.measurement import Measured, Plan, measure
@@ -110,7 +110,7 @@ def _candidates(subject: Subject, estimators: Sequence[GradientEstimator] | None
             else ", ".join(f"{p}: {n}" for p, n in names.items())
         )
         found.append(Candidate(name, {p: copy.deepcopy(e) for p, e in own.items()}, list(own), current=True))
-    for estimator in known_estimators() if estimators is None else estimators:
+    for estimator in subject.known_estimators() if estimators is None else estimators:
         for candidate in exchanges(estimator, places, options.exchange, only_fitting=estimators is None):
             same = all(describe(candidate.estimators[path]) == names.get(path) for path in candidate.exchanged)
             if estimators is None and candidate.exchanged and same:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_estimators.comparison.calls import normalizes_batches, watched_calls, without_graph
-from lightning_estimators.comparison.candidates import Place
+from lightning_estimators.comparison.candidates import Place, known_estimators
 from lightning_estimators.comparison.dependencies import leaves_of, modules_of
 from lightning_estimators.comparison.weights import Weights
 from lightning_estimators.counter_noise import counter_noise
@@ -67,6 +67,10 @@ class Subject(ABC):
     @abstractmethod
     def _gradients(self, estimators: Mapping[str, GradientEstimator], own: Sequence[nn.Parameter]) -> Gradients:
         """Return one estimate under the noise of torch's generators."""
+
+    def known_estimators(self) -> list[GradientEstimator]:
+        """Return what is tried where no candidates are given."""
+        return known_estimators()
 
     @functools.cached_property
     def rounding(self) -> float:

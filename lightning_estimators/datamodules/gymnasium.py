@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Gymnasium"]
 
-TRAIN, VALIDATE, TEST, PREDICT, VIDEO = range(5)
+TRAIN, VALIDATE, TEST, PREDICT, VIDEO, FIXED = range(6)
 """What environments are seeded for; a key beside the seed, so that no two uses share episodes."""
+
+_FIRST_FIXED = 2**40
+"""Number of the first rollout at fixed weights, for the noise of acting: training never gets there."""
 
 
 class Gymnasium(CheckedArguments, pl.LightningDataModule):
@@ -189,6 +193,26 @@ class Gymnasium(CheckedArguments, pl.LightningDataModule):
             self._collector = Collector(environments, self.actions, self.num_steps, seeds, self.scale)
         with trainer.precision_plugin.train_step_context():
             return self._collector.collect(self._policy(), number, self._put(), self._total())
+
+    def rollouts(self, policy: Policy) -> Iterator[Rollout]:
+        """Yield rollouts that a policy acts as it is now, without end, for figures at fixed weights.
+
+        They come from environments and noise of their own, and the statistics of observations stay as they are, so that
+        training does not depend on it. No Trainer is needed: `compare(module, data.rollouts(module))`.
+
+        Args:
+            policy: What acts, in the state that it has when a rollout is asked for.
+        """
+        device = cast(pl.LightningModule, policy).device
+        put = None if device.type == "cpu" else lambda tensor: tensor.to(device)
+        environments = self.maker.vector(self.num_envs, in_processes=self.vectorization == "async")
+        try:
+            seeds = _seeds(self.num_envs, self.seed, FIXED)
+            collector = Collector(environments, self.actions, self.num_steps, seeds, self.scale, updates_scale=False)
+            for number in itertools.count(_FIRST_FIXED):
+                yield collector.collect(policy, number, put)
+        finally:
+            environments.close()
 
     def record(self, folder: str, name: str, which: int = 0) -> Episodes:
         """Let the module play one episode, and write a video of it to `folder`, as `name.mp4`.

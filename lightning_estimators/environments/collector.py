@@ -28,6 +28,7 @@ class Collector:
         num_steps: Steps in each environment that make a batch.
         seeds: One for each environment, with which it begins.
         scale: Scales observations; None to leave them as they are.
+        updates_scale: Whether the scale learns from what is collected.
     """
 
     def __init__(
@@ -37,8 +38,11 @@ class Collector:
         num_steps: int,
         seeds: Sequence[int],
         scale: RunningScale | None = None,
+        *,
+        updates_scale: bool = True,
     ) -> None:
         self.environments, self.actions, self.num_steps, self.scale = environments, actions, num_steps, scale
+        self.updates_scale = updates_scale
         start: Any = list(seeds)  # gymnasium's annotation leaves lists out
         self._observations, infos = environments.reset(seed=start)
         self._mask = actions.masks(infos, environments.num_envs)
@@ -86,7 +90,9 @@ class Collector:
                 if ended.any():
                     self._elapsed[ended], self._returns[ended] = 0, 0.0
         following = after if self.scale is None else self.scale(after)
-        if self.scale is not None:  # the batch is on the scale that the policy saw; the next one is on a new scale
+        if (
+            self.scale is not None and self.updates_scale
+        ):  # the batch is on the scale that the policy saw; the next one is on a new scale
             self.scale.take_in(raw, total)
         return Rollout(
             observations=seen,

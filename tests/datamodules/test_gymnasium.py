@@ -1,5 +1,7 @@
 """The datamodule under Lightning's loop: who acted, when, and what survives a checkpoint."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -95,6 +97,26 @@ def test_validation_does_not_change_training():
         return fit(**options)[0].linear.weight
 
     assert torch.equal(trained(), trained(limit_val_batches=0))
+
+
+def test_rollouts_at_fixed_weights_do_not_change_training():
+    class Looking(pl.Callback):
+        seen = ()
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            Looking.seen = list(itertools.islice(trainer.datamodule.rollouts(pl_module), 2))
+
+    def trained(*callbacks):
+        torch.manual_seed(0)
+        module, trainer = fit(callbacks=[ExactResume(), *callbacks])
+        return torch.cat([batch.observations for batch in module.seen]), trainer.datamodule.scale.state_dict()
+
+    (seen, scale), (alone, same) = trained(Looking()), trained()
+    assert torch.equal(seen, alone)
+    assert scale["count"] == same["count"]
+    first, second = Looking.seen
+    assert second.elapsed_steps[0].tolist() != [0, 0] or first.terminated[-1].any()
+    assert not torch.equal(first.observations, second.observations)
 
 
 def test_a_continued_run_keeps_its_count_and_scale_and_says_that_episodes_are_new(tmp_path, capsys, caplog):
