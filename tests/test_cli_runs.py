@@ -272,6 +272,7 @@ def test_hyper_parameters_reach_tensorboards_table():
     metadata = EventAccumulator(run.trainer.log_dir).Reload().SummaryMetadata("_hparams_/session_start_info")
     assert b"estimator" in metadata.plugin_data.content
     assert b"batch_size" in metadata.plugin_data.content
+    assert b"_instantiator" not in metadata.plugin_data.content
 
 
 def test_an_argument_that_model_and_data_share_is_told_twice(tmp_path):

@@ -29,7 +29,8 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Record the hyper-parameters, for the tab HPARAMS too."""
+        """Record the hyper-parameters, for the tab HPARAMS too, without what Lightning notes for itself."""
+        params = {name: value for name, value in dict(params).items() if not name.startswith("_")}
         super().log_hyperparams(params, *args, **kwargs)
         written: Any = hparams
         writer = getattr(self.experiment, "file_writer", None)
