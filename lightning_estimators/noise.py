@@ -22,6 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_estimators.norm_layers import norms_kept
+
 __all__ = [
     "CommonNoise",
     "Coupling",
@@ -195,6 +197,9 @@ class CommonNoise:
     def replay(self, new_axis: int) -> Iterator[None]:
         """Draw the same noise again as was drawn after this object was made, repeated along a new batch axis.
 
+        What is evaluated so is compared with a sample that was evaluated before, so layers that keep running statistics
+        do not take it for another sample.
+
         Args:
             new_axis: The position of the new axis: how many batch axes are to its right.
         """
@@ -202,7 +207,8 @@ class CommonNoise:
         self._set(self.state)
         token = _shared_axes.set((*_shared_axes.get(), new_axis))
         try:
-            yield
+            with norms_kept():
+                yield
         finally:
             _shared_axes.reset(token)
             if torch.equal(self._get(), self.state):

@@ -63,7 +63,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
     3. Draw noise by `lightning_estimators.noise.uniform` (or `distributions.sample`), never otherwise, so that nested
        estimators can share it.
     4. Do you need the gradient of f in z? `cost_gradient.value_and_gradient(self, f, z)` returns both, and refuses an
-       f without one.
+       f without one. Where z is no sample, evaluate f inside `evaluated_elsewhere` or `CommonNoise.replay`.
     5. Pass `num_samples` and `coupling` on to this class; set `needs_independent_samples` if you compare samples.
     6. Surrogate parameters? Return `surrogate_loss`; compute it only `if self.learns()`. Running statistics are
        persistent buffers, updated in training mode only, from values averaged over all ranks.

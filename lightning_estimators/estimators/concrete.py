@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import ClassVar, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from lightning_estimators.estimators.base import GradientEstimator
 from lightning_estimators.estimators.cost_gradient import check_differentiable
+from lightning_estimators.estimators.elsewhere import evaluated_elsewhere
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relaxation import relaxation_of
 from lightning_estimators.estimators.temperature import HasTemperature
@@ -93,7 +95,8 @@ class Concrete(HasTemperature, GradientEstimator):
         soft = relaxation.soften(z, self.log_temperature.exp())
         if self.straight_through:
             soft = relaxation.harden(z) + (soft - soft.detach())
-        value = f(soft)
+        with nullcontext() if self.straight_through else evaluated_elsewhere(q, f):
+            value = f(soft)
         check_differentiable(self, value, soft)
         return Estimate(value)
 

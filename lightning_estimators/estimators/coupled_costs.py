@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.overrides import TorchFunctionMode
 
 from lightning_estimators.distributions import distribution_parameters, sample
 from lightning_estimators.noise import CommonNoise
+from lightning_estimators.norm_layers import norms_kept
 from lightning_estimators.objectives import CallableObjective, Objective
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def refuse_coupled_costs(estimator: GradientEstimator, q: Distribution, f: Objec
 
     Draws latents, draws those of every second element anew, and looks at the costs of the others. Nothing can be told
     of an f that is random by itself; an objective that knows its structure is trusted. Generators are left as they
-    were, and running statistics of BatchNorm are not touched.
+    were, and so are running statistics of BatchNorm, which couples the batch too, but is warned of only: the models of
+    many have it.
 
     Args:
         estimator: Who asks.
@@ -39,27 +40,30 @@ def refuse_coupled_costs(estimator: GradientEstimator, q: Distribution, f: Objec
         f: The cost.
 
     Raises:
-        ValueError: It does, and not through BatchNorm alone.
+        ValueError: It does, and not through layers of torch that are known to (`norms_kept`).
     """
     if not isinstance(f, CallableObjective) or isinstance(f.f, Objective) or q.batch_shape.numel() < 2:
         return
     name = type(estimator).__name__
     device = next(iter(distribution_parameters(q).values())).device
-    with torch.no_grad(), CommonNoise(device).replay(new_axis=_FAR_LEFT), _own_generators(device):
-        watch = _BatchNormWatch()
+    replayed = CommonNoise(device).replay(new_axis=_FAR_LEFT)
+    compiles = "torch._dynamo" in sys.modules
+    eagerly = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+    with torch.no_grad(), replayed, eagerly, norms_kept() as norms, _own_generators(device):
         try:
-            with watch:
-                coupled = _is_coupled(q, f)
+            coupled = _is_coupled(q, f)
         except Exception:  # what is wrong with f will be told when it is evaluated in earnest
             return
-    if watch.seen and (estimator.gradient_of_f == "relaxed" or estimator.evaluations(q)[0] > estimator.num_samples):
+    if compiles:
+        norms.remember()
+    if coupled and norms:
         warnings.warn(
-            f"f contains BatchNorm in training mode, and {name} evaluates f at points that do not occur: its running "
-            "statistics, which evaluation uses, will be those of all these points. Put the layer in evaluation mode, "
-            "or use GroupNorm or LayerNorm.",
+            "f contains BatchNorm in training mode, which couples the batch: the cost of an element depends on the "
+            f"latents of the others, through the statistics that it is normalised by. {name} leaves this out of the "
+            "gradient, which is biased by it. Put the layer in evaluation mode, or use GroupNorm or LayerNorm.",
             stacklevel=4,
         )
-    if coupled and not watch.seen:
+    elif coupled:
         raise ValueError(
             "f couples the batch: the costs of some elements change with the latents of others, but every estimator "
             f"takes the cost of an element for a function of its own latents, so the gradient of {name} would be "
@@ -89,24 +93,6 @@ def _is_coupled(q: Distribution, f: Callable[[Tensor], Tensor]) -> bool:
 def _is_same(first: Tensor, second: Tensor) -> bool:
     scale = first[first.isfinite()].abs().max().item() if bool(first.isfinite().any()) else 0.0
     return torch.allclose(first, second, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
-
-
-class _BatchNormWatch(TorchFunctionMode):
-    """Sees BatchNorm in training mode, and lets it use the statistics of the batch without keeping them."""
-
-    seen = False
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        given = dict(zip(("input", "running_mean", "running_var", "weight", "bias", "training"), args, strict=False))
-        given |= kwargs or {}
-        if function is torch.nn.functional.batch_norm and given.get("training"):
-            self.seen = True
-            rest = {k: v for k, v in given.items() if k not in ("running_mean", "running_var", "input")}
-            more = dict(zip(("momentum", "eps"), args[6:], strict=False))
-            return function(given["input"], None, None, **rest, **more)
-        return function(*args, **(kwargs or {}))
 
 
 @contextmanager

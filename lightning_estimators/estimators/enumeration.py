@@ -11,6 +11,7 @@ from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from lightning_estimators.distributions import as_one_hot, base_distribution, probabilities
 from lightning_estimators.estimators.base import GradientEstimator
+from lightning_estimators.estimators.elsewhere import evaluated_elsewhere
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.objectives import Objective
 from lightning_estimators.private_api import is_given_by_probs
@@ -90,7 +91,8 @@ class Enumeration(GradientEstimator):
             likeliest = weights.detach().argmax(0, keepdim=True)
             stand_in = support.gather(0, likeliest.reshape(*likeliest.shape, *event).expand(1, *support.shape[1:]))
             support = torch.where(impossible.reshape(*impossible.shape, *event), stand_in, support)
-        value = f(support)
+        with evaluated_elsewhere(q, f):
+            value = f(support)
         # Given as probabilities, the expectation changes with one that is 0, by the cost; but 0 times infinity is 0.
         value = torch.where(impossible & ~value.detach().isfinite(), 0.0, value)
         return Estimate((weights * value).sum(0))

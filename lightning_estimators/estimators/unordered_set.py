@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid, one_hot
 
 from lightning_estimators.distributions import base_distribution, exact_logits
 from lightning_estimators.estimators.base import GradientEstimator
+from lightning_estimators.estimators.elsewhere import evaluated_elsewhere
 from lightning_estimators.estimators.estimate import Estimate
 from lightning_estimators.estimators.relaxation import gradients_of_parameters, score
 from lightning_estimators.noise import uniform
@@ -87,7 +88,8 @@ class UnorderedSet(GradientEstimator):
         if isinstance(base_distribution(q), OneHotCategorical):
             categories = one_hot(categories, q.event_shape[-1])
         z = categories.to(dtype).reshape(*q.batch_shape, *q.event_shape)
-        value = f(z)
+        with evaluated_elsewhere(q, f):  # what is drawn without replacement is distributed otherwise
+            value = f(z)
         weights, others = (w.to(dtype) for w in set_weights(log_p))
         baseline = (others * value.detach().unsqueeze(0)).sum(1)
         signal = (weights * (value.detach() - baseline)).reshape(*value.shape, *(1 for _ in q.event_shape))

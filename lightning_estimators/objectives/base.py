@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.noise import CommonNoise
+from lightning_estimators.norm_layers import norms_kept
 from lightning_estimators.objectives.answers import as_costs
 from lightning_estimators.objectives.chunks import EvaluatedInChunks, as_floating
 from lightning_estimators.objectives.coordinates import Coordinates
@@ -196,7 +197,8 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
         with torch.enable_grad():
             if order == 1:
                 leaf = z.detach().clone().requires_grad_()
-                return repeated_derivative(self(leaf), leaf, 1)
+                with norms_kept():
+                    return repeated_derivative(self(leaf), leaf, 1)
             lead = z.shape[: z.ndim - self.event_dim]
             flat = z.detach().reshape(lead.numel(), -1 if z.numel() else 0)
             out = torch.empty_like(flat)
@@ -265,7 +267,7 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
         Call it only where f was evaluated at z before, without a gradient: then an error raised inside f means that f
         cannot be differentiated, and not that it cannot be evaluated.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), norms_kept():
             leaf = z.detach().clone().requires_grad_()
             try:
                 value = self(leaf)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_estimators.noise import CommonNoise
+from lightning_estimators.norm_layers import norms_kept
 from lightning_estimators.objectives.pace import Pace
 
 __all__ = ["EvaluatedInChunks", "as_floating"]
@@ -49,7 +50,10 @@ class EvaluatedInChunks:
             Tensor of shape `(count,) + lead`.
         """
         noise = CommonNoise(at.device)
-        here = as_floating(f(at) if here is None else here, at)
+        if here is None:
+            with norms_kept():  # evaluated before, with a gradient
+                here = f(at)
+        here = as_floating(here, at)
         out = here.new_empty(count, *here.shape)
         for start, stop in self._chunks(count, at.numel() * at.element_size(), at.device):
             with noise.replay(new_axis=here.ndim):

@@ -1,4 +1,4 @@
-"""Checks that need no statistics: shapes, errors, number of evaluations, extreme logits, copies."""
+"""Checks that need few statistics: shapes, errors, number of evaluations, BatchNorm in f, extreme logits, copies."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategorical
 
 from lightning_estimators.configurable import import_path
 from lightning_estimators.noise import CommonNoise
-from lightning_estimators.testing.statistics import Report, require
+from lightning_estimators.testing.statistics import BOUND, Report, require
 from lightning_estimators.testing.under_test import (
     Cost,
     EstimatorUnderTest,
@@ -27,7 +27,15 @@ from lightning_estimators.testing.under_test import (
     one_layer,
 )
 
-__all__ = ["check_copies", "check_evaluations", "check_noise", "check_refusals", "check_saturated", "check_shapes"]
+__all__ = [
+    "check_copies",
+    "check_evaluations",
+    "check_noise",
+    "check_norms",
+    "check_refusals",
+    "check_saturated",
+    "check_shapes",
+]
 
 
 def weighted_squares(q: Distribution) -> Cost:
@@ -170,6 +178,31 @@ def check_noise(factory: Factory, report: Report) -> None:
             "noise that an enclosing estimator replays is drawn anew: draw it by lightning_estimators.noise.uniform or "
             "distributions.sample, not by torch.rand, torch.rand_like or q.sample()",
         )
+
+
+def check_norms(factory: Factory, report: Report) -> None:
+    """BatchNorm inside f sees samples, and none of the other points: its running mean is the mean of q."""
+    for family in families(factory):
+        logits = torch.linspace(-3, 0, 6, dtype=torch.float64).reshape(1, 2, 3).repeat(200, 1, 1)
+        logits = (logits if family is OneHotCategorical else logits[..., 0]).requires_grad_()
+        q = one_layer(family, logits)
+        norm = nn.BatchNorm1d(q.event_shape.numel(), momentum=None, dtype=torch.float64)
+
+        def cost(z: Tensor, norm: nn.Module = norm, event: torch.Size = q.event_shape) -> Tensor:
+            rows: Tensor = norm(z.reshape(-1, event.numel()))
+            return rows.sum(-1).reshape(z.shape[: z.ndim - len(event)])
+
+        subject = build(factory, q)
+        subject.estimator.allow_coupled_costs = True
+        subject(q, cost)
+        mean = q.mean[0].detach().flatten()
+        error = (q.variance[0].detach().flatten() / len(logits)).sqrt()
+        z = float(((norm.running_mean - mean) / error).abs().max())  # type: ignore[operator]  # a tensor: it tracks them
+        message = (
+            f"BatchNorm inside f has not seen samples alone, their mean is off by |z| = {z:.1f}, above {BOUND:.1f}: "
+            "evaluate f elsewhere inside CommonNoise.replay or evaluated_elsewhere"
+        )
+        require(bool(norm.num_batches_tracked) and z < BOUND, "norms", family.__name__, message)
 
 
 def check_copies(factory: Factory, report: Report) -> None:
