@@ -45,7 +45,7 @@ class RolloutSubject(ModuleSubject):
 
     def totals(self) -> list[str]:
         """Return the groups of the policy: the gradient of a critic is the same whatever the estimator is."""
-        return [name for name in super().totals() if name != "critic"]
+        return [name for name in super().totals() if not name.startswith("critic")]
 
     def known_estimators(self) -> list[GradientEstimator]:
         """Return those that take observed costs, one sample each."""

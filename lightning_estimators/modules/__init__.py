@@ -4,6 +4,7 @@ from lightning_estimators.modules.acting import ActingModule
 from lightning_estimators.modules.base import EstimatorModule
 from lightning_estimators.modules.continuous import ContinuousLatentModel
 from lightning_estimators.modules.discrete import DiscreteLatentModel
+from lightning_estimators.modules.expected_policy_gradient import ExpectedPolicyGradient
 from lightning_estimators.modules.gamma_toy import GammaToyModel
 from lightning_estimators.modules.optimizers import chain_optimizers, clip_gradients_of_parts
 from lightning_estimators.modules.policy_gradient import PolicyGradient
@@ -16,6 +17,7 @@ __all__ = [
     "ContinuousLatentModel",
     "DiscreteLatentModel",
     "EstimatorModule",
+    "ExpectedPolicyGradient",
     "GammaToyModel",
     "PolicyGradient",
     "ToyModel",

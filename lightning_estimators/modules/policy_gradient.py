@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -18,15 +16,21 @@ from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.logged_steps import step_is_logged
 from lightning_estimators.modules.acting import ActingModule
 from lightning_estimators.modules.optimizers import chain_optimizers, check_maker
+from lightning_estimators.modules.policy_checks import check_estimator_of_policy, check_settings
 from lightning_estimators.networks import MLP
 from lightning_estimators.objectives import Observed
-from lightning_estimators.policies import ActionDistribution, CollapseWatch, Critic, PastScale, generalized_advantages
+from lightning_estimators.policies import (
+    ActionDistribution,
+    CollapseWatch,
+    Critic,
+    CutOffWatch,
+    PastScale,
+    generalized_advantages,
+    less_the_others,
+)
 from lightning_estimators.rollout import ActionKind, Rollout
 
 __all__ = ["PolicyGradient"]
-
-_CUT_OFF = 0.1
-"""Share of the steps of a batch whose returns the end of the batch may cut off before a policy without critic warns."""
 
 
 class PolicyGradient(ActingModule):
@@ -47,13 +51,14 @@ class PolicyGradient(ActingModule):
       the result is the gradient of no function. `discount_steps=True` gives the weights back.
     - `normalize_advantages="batch"` (subtract the mean of the batch, divide by its standard deviation) is biased, since
       every action changes both. `"running"` divides by the size of *past* advantages: unbiased up to a positive factor.
+    - `leave_one_out=True` subtracts what the other environments got at the same step: unbiased.
     - The end of a batch cuts episodes off. The critic stands for the rest; without one the rest counts as nothing.
-    - The entropy bonus maximises another objective, $J$ plus `entropy_coef` times the entropy, by intent.
+    - The entropy bonus maximises another objective on purpose: $J$ plus `entropy_coef` times the entropy.
 
-    The defaults are a recipe that did not collapse: advantages as they are, gradients bounded, a critic that learns
-    faster than the policy, and a small entropy bonus.
+    The defaults did not collapse: advantages as they are, bounded gradients, a critic that learns faster than the
+    policy, and a small entropy bonus.
 
-    The following is logged besides what `EstimatorModule` logs, at logged steps:
+    Logged besides what `EstimatorModule` logs, at logged steps:
 
     - `train/entropy`: mean entropy of the policy in the states of the batch, in nats.
     - `train/exploration`: the same as a share of its maximum; for `GaussianActions`, scales over their initial ones. A
@@ -64,9 +69,8 @@ class PolicyGradient(ActingModule):
         estimator: Estimates the gradient; one that takes costs as they were observed (`REINFORCE`, `RELAX`, `LAX`),
             with one sample.
         observation_size: Entries of one observation, as the datamodule says (on the command line by itself).
-        action_kind: "discrete", "multi_discrete", "multi_binary" or "box", see `rollout.ActionKind`; as the datamodule
-            says.
-        action_sizes: The sizes that go with it; as the datamodule says.
+        action_kind: "discrete", "multi_discrete", "multi_binary" or "box" (`rollout.ActionKind`), as it says.
+        action_sizes: The sizes that go with it.
         hidden: Widths of the hidden layers of the policy, with tanh between them.
         policy: A network in place of that, `(B, observation_size) -> (B, num_outputs of the action distribution)`.
         action_distribution: A distribution in place of that of the kind: `GaussianActions(1, initial_scale=0.3)`, or an
@@ -77,14 +81,16 @@ class PolicyGradient(ActingModule):
         gamma: Discount γ of a step, in [0, 1].
         gae_lambda: λ of the advantages, in [0, 1], see `policies.generalized_advantages`; without a critic always 1.
         discount_steps: Whether step t of an episode is weighted by $\gamma^t$.
+        leave_one_out: Whether to subtract the mean advantage of the other environments at the same step
+            (`policies.less_the_others`), with or without a critic.
         normalize_advantages: "batch", "running" or None, as above.
         critic_coef: Weight of the critic's squared error in the loss.
         entropy_coef: Weight of the entropy, in units of reward.
-        max_gradient_norm: Bound on the norm of the gradients of policy, critic and estimator, each by itself; None for
-            none. `Trainer(gradient_clip_val=...)` takes its place.
+        max_gradient_norm: Bound on the norm of the gradients of policy, critic and estimator, each by itself, or None;
+            `Trainer(gradient_clip_val=...)` takes its place.
         optimizer: Makes the optimizer of the policy.
         critic_optimizer: Makes the optimizer of the critic, whose learning rate stays as it is.
-        **training: The estimator's optimizer, and schedulers, see `EstimatorModule`.
+        **training: Other arguments of `EstimatorModule`.
 
     Raises:
         TypeError: The estimator does not take observed costs, or not this kind of actions.
@@ -127,6 +133,7 @@ class PolicyGradient(ActingModule):
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         discount_steps: bool = False,
+        leave_one_out: bool = False,
         normalize_advantages: Literal["batch", "running"] | None = None,
         critic_coef: float = 0.5,
         entropy_coef: float = 0.01,
@@ -138,14 +145,14 @@ class PolicyGradient(ActingModule):
         actions = action_distribution or policies.action_distribution(action_kind, action_sizes)
         policy = policy or MLP(observation_size, hidden, actions.num_outputs)
         super().__init__(policy, actions, observation_size, optimizer=optimizer, **training)
-        _check_numbers(gamma=gamma, gae_lambda=gae_lambda)
-        for name, number in (("critic_coef", critic_coef), ("entropy_coef", entropy_coef)):
-            if not 0 <= number < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {number!r}.")
-        if max_gradient_norm is not None and not max_gradient_norm > 0:
-            raise ValueError(f"max_gradient_norm must be positive, or None for no bound; got {max_gradient_norm!r}.")
-        if normalize_advantages not in ("batch", "running", None):
-            raise ValueError(f'normalize_advantages must be "batch", "running" or None, got {normalize_advantages!r}.')
+        check_settings(
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            critic_coef=critic_coef,
+            entropy_coef=entropy_coef,
+            max_gradient_norm=max_gradient_norm,
+            normalize_advantages=normalize_advantages,
+        )
         check_maker("critic_optimizer", critic_optimizer, makes="an optimizer from parameters")
         self.critic: Critic | None = None
         if use_critic:
@@ -156,22 +163,23 @@ class PolicyGradient(ActingModule):
         self.gamma, self.gae_lambda, self.discount_steps = gamma, gae_lambda if use_critic else 1.0, discount_steps
         self.critic_coef, self.entropy_coef, self.max_gradient_norm = critic_coef, entropy_coef, max_gradient_norm
         self.critic_optimizer = critic_optimizer
-        self.normalize_advantages = normalize_advantages
+        self.leave_one_out, self.normalize_advantages = leave_one_out, normalize_advantages
         self.past_scale = PastScale() if normalize_advantages == "running" else None
         self.estimator = estimator
-        self._prepare_estimator()
+        check_estimator_of_policy(estimator)
+        observations = self.example_observations()
+        estimator.prepare(self.distribution(observations), observations)
         self._latest: tuple[Distribution, Tensor | None, Tensor | None] | None = None  # what figures are made of
         self._collapse = CollapseWatch()
-        self._has_warned_of_cuts = False
+        self._cut_off = CutOffWatch()
 
     def loss(self, batch: Rollout) -> Tensor:
-        """Return minus the estimate of the return, with the critic's loss and the entropy bonus, for each step.
+        """Return minus the estimate of the return, with the critic's loss and the entropy bonus.
+
+        It has one entry for each step, shape `(num_steps * num_envs,)`.
 
         Args:
             batch: What this very policy acted.
-
-        Returns:
-            Tensor of shape `(num_steps * num_envs,)`.
 
         Raises:
             ValueError: Another policy acted it.
@@ -183,7 +191,7 @@ class PolicyGradient(ActingModule):
         advantages = self.advantages(batch, values.detach())
         signal = self._normalized(advantages).flatten()
         actions = self.actions.from_environment(batch.actions.flatten(0, 1))
-        costs: Tensor = self.estimator(q, Observed(actions, -signal, batch.log_prob.flatten()), context=states)
+        costs = self.policy_costs(q, actions, signal, batch.log_prob.flatten(), states)
         if self.discount_steps:
             costs = costs * self.gamma ** batch.elapsed_steps.flatten()
         if self.entropy_coef:
@@ -195,6 +203,20 @@ class PolicyGradient(ActingModule):
         self._latest = q, mask, errors
         return costs
 
+    def policy_costs(
+        self, q: Distribution, actions: Tensor, advantages: Tensor, log_prob: Tensor, states: Tensor
+    ) -> Tensor:
+        """Return costs whose gradient is minus that of the return, one for each step, shape `(B,)`.
+
+        Args:
+            q: The policy in the states, of batch_shape `(B,)`.
+            actions: What was done there, as samples of q.
+            advantages: As they enter the gradient, shape `(B,)`.
+            log_prob: Of the actions when they were taken.
+            states: Observations, shape `(B, observation_size)`.
+        """
+        return cast(Tensor, self.estimator(q, Observed(actions, -advantages, log_prob), context=states))
+
     def advantages(self, batch: Rollout, values: Tensor) -> Tensor:
         """Return the advantage of every step, before any normalization, shape `(num_steps, num_envs)`.
 
@@ -204,13 +226,17 @@ class PolicyGradient(ActingModule):
         """
         if self.critic is None:
             following = torch.zeros_like(values)
-            self._warn_of_cuts(batch)
+            self._cut_off.look(batch)
         else:
             following = self.critic.following(batch, values)
         ended = batch.terminated | batch.truncated
         return generalized_advantages(
             batch.rewards, values, following, ended, gamma=self.gamma, gae_lambda=self.gae_lambda
         )
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Return what `critic_optimizer` trains."""
+        return [] if self.critic is None else [p for p in self.critic.parameters() if p.requires_grad]
 
     def training_step(self, batch: Rollout, batch_idx: int) -> Tensor:
         """Return the mean cost, and log it, the policy's entropy and the critic's loss; warn of a collapse.
@@ -223,15 +249,14 @@ class PolicyGradient(ActingModule):
         self._collapse.add(batch)
         latest, self._latest = self._latest, None
         if latest is not None and step_is_logged(self.trainer, batch_idx):
-            figures = self._figures(*latest)
-            for name, figure in figures.items():
+            for name, figure in (figures := self._figures(*latest)).items():
                 self.log(f"train/{name}", figure, on_step=True, on_epoch=False, sync_dist=True)
             self._collapse.look(float(figures["exploration"]))
         return loss
 
     def configure_optimizers(self) -> Any:
         """Make the optimizers of policy, estimator and critic, chained to one, and their schedulers."""
-        critic = [] if self.critic is None else [p for p in self.critic.parameters() if p.requires_grad]
+        critic = self.critic_parameters()
         return chain_optimizers(
             self,
             optimizer=self.optimizer,
@@ -253,21 +278,6 @@ class PolicyGradient(ActingModule):
             gradient_clip_val, gradient_clip_algorithm = self.max_gradient_norm, "norm"
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def _prepare_estimator(self) -> None:
-        name = type(self.estimator).__name__
-        if not self.estimator.takes_observed_costs:
-            raise TypeError(
-                f"{name} needs the cost at other actions than the one that was taken, and a return is known for that "
-                "one only. Use REINFORCE, RELAX (discrete actions) or LAX (real-valued actions)."
-            )
-        if self.estimator.num_samples != 1:
-            raise ValueError(
-                f"PolicyGradient takes one action in a state, so {name} must have num_samples=1, got "
-                f"{self.estimator.num_samples}. More environments give more samples."
-            )
-        observations = self.example_observations()
-        self.estimator.prepare(self.distribution(observations), observations)
-
     @torch.no_grad()
     def _figures(self, q: Distribution, mask: Tensor | None, errors: Tensor | None) -> dict[str, Tensor]:
         """Return what is logged of a step.
@@ -281,32 +291,11 @@ class PolicyGradient(ActingModule):
         return figures if errors is None else figures | {"critic_loss": errors.mean()}
 
     def _normalized(self, advantages: Tensor) -> Tensor:
+        if self.leave_one_out:
+            advantages = less_the_others(advantages)
         if self.past_scale is not None:
-            scaled: Tensor = self.past_scale(advantages)
-            return scaled
+            return cast(Tensor, self.past_scale(advantages))
         if self.normalize_advantages == "batch":
             deviation = advantages.std(correction=0)
             return (advantages - advantages.mean()) / deviation.clamp_min(torch.finfo(advantages.dtype).eps)
         return advantages
-
-    def _warn_of_cuts(self, batch: Rollout) -> None:
-        """Warn, once, if many steps belong to episodes of which the batch does not have the end."""
-        if self._has_warned_of_cuts:
-            return
-        ended = batch.terminated | batch.truncated
-        has_end = ended.flip(0).cumsum(0).flip(0) > 0
-        share = 1 - has_end.float().mean().item()
-        if share > _CUT_OFF:
-            self._has_warned_of_cuts = True
-            warnings.warn(
-                f"{share:.0%} of the steps of a batch belong to episodes that go on after it. Without a critic their "
-                "returns end with the batch, which biases the gradient. Collect more steps in each environment, or "
-                "use a critic.",
-                stacklevel=2,
-            )
-
-
-def _check_numbers(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must be a number in [0, 1], got {share!r}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["generalized_advantages"]
+__all__ = ["generalized_advantages", "less_the_others"]
 
 
 def generalized_advantages(
@@ -48,3 +48,30 @@ def generalized_advantages(
             following = torch.addcmul(errors[t], decay[t], following)
             advantages[t] = following
     return advantages
+
+
+def less_the_others(advantages: Tensor) -> Tensor:
+    r"""Return $A_{tn} - \frac{1}{N - 1} \sum_{m \ne n} A_{tm}$: advantages less their mean in the other environments.
+
+    Environments are independent of one another, so the mean of the others is a baseline that does not depend on the
+    action, and the policy gradient is as unbiased as without it. To subtract the mean of all of them would scale the
+    gradient by (N - 1)/N; to subtract that of the whole batch is biased, since an action changes later advantages.
+
+    Args:
+        advantages: Shape (T, N), one column for each environment; further axes may follow.
+
+    Raises:
+        ValueError: There is one environment only.
+
+    Source: Kool et al. (2019), *Buy 4 REINFORCE samples, get a baseline for free!*,
+    https://openreview.net/forum?id=r1lgTGL5DE, with environments in place of samples.
+
+    Example:
+        >>> import torch
+        >>> less_the_others(torch.tensor([[1.0, 2.0, 6.0]]))
+        tensor([[-3.0000, -1.5000,  4.5000]])
+    """
+    count = advantages.shape[1]
+    if count < 2:
+        raise ValueError("a baseline from the other environments needs at least two of them in each process, got 1.")
+    return (advantages - advantages.mean(1, keepdim=True)) * (count / (count - 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ class TabularMDP:
     """
 
     observation_size = STATES + HORIZON + 1
+    mask = None  # of the alternatives that are allowed in each state, shape (states, sum of sizes)
 
     def __init__(self, num_actions=2, seed=0):
         g = torch.Generator().manual_seed(seed)
@@ -71,8 +73,9 @@ class TabularMDP:
         following = self.observations(states.roll(-1, 0), time + 1)
         ended = (time == HORIZON - 1).expand(HORIZON, copies * n)
         taken = model.actions.from_environment(self.in_form_of(model, actions))
+        mask = None if self.mask is None else self.mask[states]
         with torch.no_grad():
-            q = model.distribution(observations.flatten(0, 1))
+            q = model.distribution(observations.flatten(0, 1), None if mask is None else mask.flatten(0, 1))
             log_prob = q.log_prob(taken.flatten(0, 1).double()).unflatten(0, actions.shape)
         return Rollout(
             observations=observations,
@@ -84,6 +87,7 @@ class TabularMDP:
             log_prob=log_prob,
             elapsed_steps=time.expand_as(states),
             episode_returns=rewards.cumsum(0),
+            action_mask=mask,
         )
 
     def weights(self, log_policy):
@@ -93,6 +97,22 @@ class TabularMDP:
     def in_form_of(self, model, actions):
         """Actions 0 and 1 as a switch, if that is the kind of action of the model."""
         return actions.unsqueeze(-1) if type(model.actions).__name__ == "BinaryActions" else actions
+
+
+class JointMDP(TabularMDP):
+    """The same with several choices at once: the actions are all their combinations.
+
+    Args:
+        sizes: Alternatives of each choice.
+        mask: See above.
+    """
+
+    def __init__(self, sizes, mask=None, seed=0):
+        super().__init__(math.prod(sizes), seed)
+        self.sizes, self.mask = sizes, mask
+
+    def in_form_of(self, model, actions):
+        return torch.stack(torch.unravel_index(actions, self.sizes), -1)
 
 
 class Table(nn.Module):

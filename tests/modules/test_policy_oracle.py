@@ -15,10 +15,12 @@ from modules.tabular import HORIZON, STATES, Table, TabularMDP, ValueTable
 
 EXACT = 1e-11
 
+
 # Noise u = sigmoid(x) on a grid in x: the trapezoidal rule of an analytic integrand converges geometrically.
-GRID = torch.linspace(-36, 36, 181, dtype=torch.float64)
-NODES = torch.sigmoid(GRID)
-NODE_WEIGHTS = NODES * (1 - NODES) * (GRID[1] - GRID[0])
+def quadrature(count=181):
+    grid = torch.linspace(-36, 36, count, dtype=torch.float64)
+    nodes = torch.sigmoid(grid)
+    return nodes, nodes * (1 - nodes) * (grid[1] - grid[0])
 
 
 def learned_baseline():
@@ -30,6 +32,7 @@ ESTIMATORS = {
     "REINFORCE/learned": learned_baseline,
     "RELAX": lambda: RELAX(Surrogate([10], "tanh")),
     "RELAX/0.3": lambda: RELAX(Surrogate([10], "tanh"), temperature=0.3),
+    "RELAX/ReLU": lambda: RELAX(Surrogate([10], "relu")),
 }
 
 
@@ -70,21 +73,22 @@ def log_policy(model):
     return nn.functional.logsigmoid(torch.cat([-logits, logits], -1))
 
 
-def expected_gradient(model, mdp, monkeypatch):
+def expected_gradient(model, mdp, monkeypatch, count=181):
     """The mean of the gradient of the return over trajectories and noise, shape (states, 1)."""
-    copies = len(NODES) if isinstance(model.estimator, RELAX) else 1
+    noise, noise_weights = quadrature(count)
+    copies = count if isinstance(model.estimator, RELAX) else 1
     batch = mdp.rollout(model, copies)
     trajectories = len(mdp.states)
 
     def nodes(batch_shape, event_shape, **_):
-        by_step = NODES.repeat_interleave(trajectories).repeat(HORIZON)
+        by_step = noise.repeat_interleave(trajectories).repeat(HORIZON)
         return by_step.reshape(*batch_shape, *event_shape)
 
     monkeypatch.setattr("lightning_estimators.estimators.relaxation.uniform", nodes)
     costs = model.loss(batch).reshape(HORIZON, copies, trajectories)
     weights = mdp.weights(log_policy(model))
     if copies > 1:
-        weights = NODE_WEIGHTS.unsqueeze(-1) * weights
+        weights = noise_weights.unsqueeze(-1) * weights
     (gradient,) = torch.autograd.grad((weights * costs).sum(), model.policy.table)
     return -gradient
 
@@ -97,10 +101,19 @@ def relative_bias(found, exact):
     return float((found - exact).abs().max() / exact.abs().max())
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "RELAX/ReLU"])
 def test_returns_to_go_give_the_gradient_of_the_return(name, mdp, monkeypatch):
     model = build(mdp, name)
     assert relative_bias(expected_gradient(model, mdp, monkeypatch), exact_gradient(model, mdp)) < EXACT
+
+
+def test_a_surrogate_with_kinks_is_as_unbiased_and_only_harder_to_integrate(mdp, monkeypatch):
+    """The trapezoidal rule converges slowly where a slope jumps (.027, .0109, .0043, .0009 at steps half as large)."""
+    model = build(mdp, "RELAX/ReLU")
+    exact = exact_gradient(model, mdp)
+    coarse, fine = (relative_bias(expected_gradient(model, mdp, monkeypatch, n), exact) for n in (46, 361))
+    assert 0.01 < coarse < 0.05
+    assert fine < coarse / 20  # a bias would stay
 
 
 def wrong(values):
