@@ -102,9 +102,9 @@ class ExpectedPolicyGradient(PolicyGradient):
         costs = super().policy_costs(q, actions, left, log_prob, states)
         if not self.corrected:
             costs = costs.detach()
-        costs = costs + self.changes(q, lambda other: -self.critic_of_actions.fixed(states, other), states)
-        squared_error: Tensor = (predicted - advantages).square()
-        return costs + self.critic_coef * squared_error
+        expected: Tensor = self.changes(q, lambda other: -self.critic_of_actions.fixed(states, other), states)
+        total: Tensor = costs + expected + self.critic_coef * (predicted - advantages).square()
+        return total
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Return what `critic_optimizer` trains: V and Q."""
