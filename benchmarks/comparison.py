@@ -5,23 +5,28 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from benchmarks.experiment import Curve, Row, Value
+from benchmarks.experiment import Row, Value
 
 __all__ = [
+    "Answer",
     "Claim",
     "Difference",
     "Finding",
+    "Judge",
+    "Metric",
     "Seeds",
     "State",
+    "ahead",
     "answer",
+    "decided",
     "extreme",
     "grouped",
-    "late_log_mean",
-    "late_mean",
+    "mean_of",
+    "of_estimator",
     "seeds",
     "stated",
     "table",
@@ -29,16 +34,18 @@ __all__ = [
 
 State = Literal["holds", "smaller than claimed", "tie", "does not hold", "not run"]
 
+Metric = str | Callable[[Row], float | None]
+"""A figure of a row: the name of one of its metrics, or a function that computes it."""
+
+Judge = Callable[[Sequence[Row]], Iterable["Finding"]]
+"""Returns the findings on a claim, given any rows of the experiment, also none."""
+
 
 @dataclass(frozen=True)
 class Seeds:
-    """One metric of runs that differ in their seed only.
+    """One metric of runs that differ in their seed only."""
 
-    Attributes:
-        values: One value for each seed, at least one.
-    """
-
-    values: tuple[float, ...]
+    values: tuple[float, ...]  # one for each seed, at least one
 
     @property
     def n(self) -> int:
@@ -67,12 +74,7 @@ ONE_SEED = 0.25
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between two means over seeds, and whether it is more than chance.
-
-    Attributes:
-        one: The figure of one estimator.
-        other: The figure that is subtracted from it.
-    """
+    """The mean of `one` over seeds minus that of `other`, and whether it is more than chance."""
 
     one: Seeds
     other: Seeds
@@ -111,51 +113,40 @@ class Difference:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the rows say about a claim in one setting.
+    """What the rows say about a claim in one setting."""
 
-    Attributes:
-        setting: Model, data and budget.
-        comparison: What is compared there.
-        state: Whether the claim holds; a tie decides nothing.
-        text: The figures that decide.
-        one_seed: Whether some of the figures come from a single seed.
-        differences: By how much the compared estimators differ, by the name of the metric.
-    """
-
-    setting: str
-    comparison: str
-    state: State
-    text: str = ""
-    one_seed: bool = False
-    differences: Mapping[str, float] = field(default_factory=dict)
+    setting: str  # model, data and budget
+    comparison: str  # what is compared there
+    state: State  # whether the claim holds; a tie decides nothing
+    text: str = ""  # the figures that decide
+    one_seed: bool = False  # whether some of the figures come from a single seed
+    differences: Mapping[str, float] = field(default_factory=dict)  # between the compared estimators, by metric
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of a paper, or of ours, as a question that the rows answer.
+    """A statement of a paper, or of ours, as a question that the rows answer."""
 
-    Attributes:
-        question: As a reader would ask it.
-        statement: What is claimed.
-        source: Paper and section; None for an expectation of our own.
-        judge: Returns the findings of any rows of the experiment, also of none.
-        reading: Returns what the findings come to, in a sentence; None for the range of the differences.
-        denied: Whether the claim is that the answer to the question is "no".
-    """
-
-    question: str
-    statement: str
-    source: str | None
-    judge: Callable[[Sequence[Row]], Iterable[Finding]]
-    reading: Callable[[Sequence[Finding]], str] | None = None
-    denied: bool = False
+    question: str  # as a reader would ask it
+    statement: str  # what is claimed
+    source: str | None  # paper and section; None for an expectation of our own
+    judge: Judge
+    reading: Callable[[Sequence[Finding]], str] | None = None  # the findings in a sentence; None for their ranges
+    denied: bool = False  # whether the claim is that the answer to the question is "no"
 
 
-def answer(claim: Claim, findings: Sequence[Finding]) -> str:
-    """Return the answer to the question of a claim: yes or no, how often, and by how much."""
+class Answer(NamedTuple):
+    """The answer to the question of a claim: yes or no and how often, and the figures that it rests on."""
+
+    short: str
+    evidence: str
+
+
+def answer(claim: Claim, findings: Sequence[Finding]) -> Answer:
+    """Sum up the findings on a claim."""
     run = [finding for finding in findings if finding.state != "not run"]
     if not run:
-        return "**Not run.**"
+        return Answer("Not run", "")
     counts = Counter(finding.state for finding in run)
     yes, no = ("No", "Yes") if claim.denied else ("Yes", "No")
     wanted: State = "does not hold" if claim.denied else "holds"
@@ -177,13 +168,9 @@ def answer(claim: Claim, findings: Sequence[Finding]) -> str:
     single = sum(finding.one_seed for finding in run)
     seeded = f"{single} of {len(run)} comparisons rest on one seed" if single else ""
     read = (claim.reading or _ranges)(run)
-    sentences = [_capital(part) + "." for part in (read, tally, seeded) if part]
-    return " ".join([f"**{short}.**", *sentences])
-
-
-def _capital(text: str) -> str:
-    """Return a text with a capital letter where it begins with a word, and not with a symbol as "t = 0.45"."""
-    return text[0].upper() + text[1:] if text[:2].isalpha() else text
+    # A capital letter where a sentence begins with a word, and not with a symbol as in "t = 0.45".
+    sentences = [(s[0].upper() + s[1:] if s[:2].isalpha() else s) + "." for s in (read, tally, seeded) if s]
+    return Answer(short, " ".join(sentences))
 
 
 def _ranges(findings: Sequence[Finding]) -> str:
@@ -195,8 +182,40 @@ def _ranges(findings: Sequence[Finding]) -> str:
     if parts:
         compared = {finding.comparison for finding in findings}
         return f"{compared.pop() if len(compared) == 1 else 'differences'}: {', '.join(parts)}"
-    told = [": ".join(filter(None, (f.setting, f.text))) for f in findings if f.text]
-    return "; ".join(told)
+    return "; ".join(": ".join(filter(None, (f.setting, f.text))) for f in findings if f.text)
+
+
+def decided(signs: Sequence[int]) -> State:
+    """Return whether a claim of several parts holds, by the signs of the differences in its favour."""
+    return "does not hold" if min(signs) < 0 else "holds" if min(signs) > 0 else "tie"
+
+
+def ahead(
+    names: Sequence[str],
+    rivals: Sequence[str],
+    metrics: Mapping[str, Metric],
+    *,
+    by: Sequence[str] = (),
+    highest: bool = False,
+) -> Judge:
+    """Return a judge of whether estimators have the lowest (or highest) figure of all.
+
+    Args:
+        names: The estimators that are claimed to be ahead.
+        rivals: The others.
+        metrics: What is compared, by the name of the setting, in which `{}` stands for the values of `by`.
+        by: The settings, such as the number of variables, for each value of which the claim is judged.
+        highest: Whether high figures are good.
+    """
+
+    def judge(rows: Sequence[Row]) -> Iterator[Finding]:
+        for place, part in grouped(rows, *by).items():
+            for label, metric in metrics.items():
+                figures = {name: seeds(of_estimator(part, name), metric) for name in (*names, *rivals)}
+                state, text = extreme(figures, names, highest=highest)
+                yield Finding(label.format(*place), ", ".join(names), state, text)
+
+    return judge
 
 
 def extreme(figures: Mapping[str, Seeds | None], names: Sequence[str], *, highest: bool = False) -> tuple[State, str]:
@@ -205,28 +224,26 @@ def extreme(figures: Mapping[str, Seeds | None], names: Sequence[str], *, highes
     Args:
         figures: By the name of the estimator; None where it was not run.
         names: The estimators that are claimed to be extreme.
-        highest: Above and not below.
+        highest: Whether "extreme" is above the others, and not below.
     """
     others = [name for name in figures if name not in names]
-    worst, against = -1, []
+    signs, against = [-1], []
     for name in names:
         for other in others:
             one, two = figures[name], figures[other]
             if one is None or two is None:
                 return "not run", ""
-            sign = Difference(one, two).sign * (-1 if highest else 1)
-            worst = max(worst, sign)
-            if sign > 0:
+            signs.append(Difference(one, two).sign * (-1 if highest else 1))
+            if signs[-1] > 0:
                 against.append(f"{other} is {'above' if highest else 'below'} {name}")
-            elif sign == 0:
+            elif signs[-1] == 0:
                 against.append(f"{name} ties with {other}")
-    states: dict[int, State] = {-1: "holds", 0: "tie", 1: "does not hold"}
     rivals = sorted((figure.mean, name) for name in others if (figure := figures[name]))
     told = [f"{name} {stated(figures[name])}" for name in names]
     if rivals:
         _, nearest = rivals[-1 if highest else 0]
         told.append(f"of the others best {nearest} {stated(figures[nearest])}")
-    return states[worst], ", ".join(told) + (f" ({', '.join(against)})" if against else "")
+    return decided([-sign for sign in signs]), ", ".join(told) + (f" ({', '.join(against)})" if against else "")
 
 
 def grouped(rows: Sequence[Row], *names: str) -> dict[tuple[Value, ...], list[Row]]:
@@ -237,10 +254,27 @@ def grouped(rows: Sequence[Row], *names: str) -> dict[tuple[Value, ...], list[Ro
     return dict(sorted(found.items(), key=lambda item: [(isinstance(v, str), v) for v in item[0]]))
 
 
-def seeds(rows: Sequence[Row], metric: str) -> Seeds | None:
+def of_estimator(rows: Sequence[Row], name: str) -> list[Row]:
+    """Return the rows of one estimator."""
+    return [row for row in rows if row["settings"]["estimator"] == name]
+
+
+def mean_of(curve: str) -> Callable[[Row], float | None]:
+    """Return the metric that is the mean over a curve."""
+
+    def metric(row: Row) -> float | None:
+        values = row["curves"][curve]["value"] if curve in row["curves"] else []
+        return math.fsum(values) / len(values) if values else None
+
+    return metric
+
+
+def seeds(rows: Sequence[Row], metric: Metric) -> Seeds | None:
     """Return a metric of the rows that have it and did not fail; None if there are none."""
-    values = tuple(row["metrics"][metric] for row in rows if "failed" not in row and metric in row["metrics"])
-    return Seeds(values) if values else None
+    figure = metric if callable(metric) else lambda row: row["metrics"].get(metric)
+    values = [figure(row) for row in rows if "failed" not in row]
+    known = tuple(value for value in values if value is not None)
+    return Seeds(known) if known else None
 
 
 def stated(figure: Seeds | None, digits: int = 3) -> str:
@@ -254,22 +288,3 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     """Return a Markdown table, the first column flush left; nothing if it has no rows."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
     return ["", *("| " + " | ".join(line) + " |" for line in lines), ""] if body else []
-
-
-def late_mean(curve: Curve) -> float:
-    """Return the mean over the last tenth of a curve."""
-    values = _late(curve)
-    return math.fsum(values) / len(values)
-
-
-def late_log_mean(curve: Curve) -> float:
-    """Return the logarithm of the mean of exp(value) over the last tenth of a curve."""
-    values = _late(curve)
-    largest = max(values)
-    if largest == -math.inf:
-        return largest
-    return largest + math.log(math.fsum(math.exp(value - largest) for value in values) / len(values))
-
-
-def _late(curve: Curve) -> list[float]:
-    return curve["value"][-max(1, len(curve["value"]) // 10) :]

@@ -10,23 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.comparison import Difference, Seeds, table
+from benchmarks.comparison import Difference, Seeds, grouped, seeds, table
 from benchmarks.experiment import Curve, Row
-from benchmarks.figures import Panel, draw
+from benchmarks.figures import Panel, curves_of, draw
 from benchmarks.plan import duration
 
-__all__ = [
-    "MODELS",
-    "PUBLISHED",
-    "Entry",
-    "Setting",
-    "figures",
-    "lines_of",
-    "machines",
-    "name_of",
-    "protocols",
-    "settings_of",
-]
+__all__ = ["MODELS", "PUBLISHED", "Setting", "figures", "label", "lines_of", "protocols", "published", "settings_of"]
 
 MODELS = {
     "bernoulli_linear": "one layer of 200 Bernoulli variables, linear",
@@ -36,9 +25,18 @@ MODELS = {
     "categorical_nonlinear": "20 categorical variables of 10 classes, two tanh layers of 200",
 }
 METRICS = {"train_elbo": "Training ELBO", "test_bound": "Test likelihood", "validation": "Best validation ELBO"}
+COLUMNS = {
+    "training ELBO": "train_elbo",
+    "test ELBO": "test_elbo",
+    "test bound": "test_bound",
+    "log-variance, fresh": "log_variance_encoder",
+    "log-variance, Adam": "log_variance_encoder_adam",
+}
 
-Entry = tuple[str, int]
-"""An estimator and its number of samples per image."""
+
+def label(estimator: str, samples: int) -> str:
+    """Return the name of an estimator with its number of samples, which only the discrete rule has several of."""
+    return f"{estimator} (S = {samples})" if estimator == "StochasticBackprop" else estimator
 
 
 class Published(NamedTuple):
@@ -54,14 +52,17 @@ class Published(NamedTuple):
     value: float
     std: float | None
 
+    def __str__(self) -> str:
+        return f"{self.named} {self.value:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
+
 
 def _published() -> Iterator[Published]:
     with Path(__file__).with_name("published.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            samples, value, std = int(row["samples"]), float(row["value"]), row["std"]
-            yield Published(
-                **row | {"samples": samples, "value": value, "std": float(std) if std else None}  # type: ignore[arg-type]  # the values of `row` are texts, those of the other dictionary are not
-            )
+        for row in csv.reader(file):
+            source, estimator, samples, named, model, data, metric, value, std = row
+            if source != "source":
+                deviation = float(std) if std else None
+                yield Published(source, estimator, int(samples), named, model, data, metric, float(value), deviation)
 
 
 PUBLISHED = tuple(_published())
@@ -77,23 +78,15 @@ PAPERS: dict[tuple[str, str], tuple[str, ...]] = {
 """Protocols of the papers, in the columns of `protocols`; an empty text where a paper does not state it."""
 
 
-def name_of(entry: Entry) -> str:
-    """Return the name of an estimator in tables."""
-    estimator, samples = entry
-    return f"{estimator} (S = {samples})" if estimator == "StochasticBackprop" else estimator
+def published(data: str, model: str, metric: str) -> Mapping[str, Published]:
+    """Return the figures that Echraibi et al. (2020) give for one model, by `label`."""
+    found = (one for one in PUBLISHED if (one.data, one.model, one.metric) == (data, model, metric))
+    return {label(one.estimator, one.samples): one for one in found}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The rows of one model on one data set, with one learning rate and one budget.
-
-    Attributes:
-        data: Name of the data set.
-        model: Name of the model.
-        lr: Learning rate.
-        epochs: Budget.
-        rows: All rows, failed ones included.
-    """
+    """The rows of one model on one data set, with one learning rate and one budget; failed ones included."""
 
     data: str
     model: str
@@ -107,40 +100,46 @@ class Setting:
         return f"{self.data}, {self.model}, lr {self.lr:g}, {self.epochs} epochs"
 
     @cached_property
-    def entries(self) -> list[Entry]:
-        """Estimators that have a finished row, by name."""
-        found = {_entry(row) for row in self.rows if "failed" not in row}
-        return sorted(found, key=lambda entry: (entry[0].lower(), entry[1]))
+    def _by_estimator(self) -> dict[tuple[str, int], list[Row]]:
+        groups: dict[tuple[str, int], list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault((row["settings"]["estimator"], row["settings"]["samples"]), []).append(row)
+        return dict(sorted(groups.items(), key=lambda item: (item[0][0].lower(), item[0][1])))
 
-    def seeds(self, entry: Entry, metric: str) -> Seeds | None:
+    @cached_property
+    def finished(self) -> dict[str, list[Row]]:
+        """The rows that did not fail, by `label`; without estimators that have none."""
+        parts = {label(*one): [row for row in rows if "failed" not in row] for one, rows in self._by_estimator.items()}
+        return {name: rows for name, rows in parts.items() if rows}
+
+    def seeds(self, name: str, metric: str) -> Seeds | None:
         """Return a metric over the seeds that finished; None if none did."""
-        rows = self._finished(entry)
-        return Seeds(tuple(float(row["metrics"][metric]) for row in rows)) if rows else None
+        return seeds(self.finished.get(name, []), metric)
 
-    def seconds(self, entry: Entry) -> float:
-        """Return the mean time of a run."""
-        times: list[float] = [row["seconds"] for row in self._finished(entry)]
-        return sum(times) / len(times)
-
-    def difference(self, one: Entry, other: Entry, metric: str) -> Difference | None:
+    def difference(self, one: str, other: str, metric: str) -> Difference | None:
         """Return the difference of two estimators in a metric; None if either has no finished row."""
         first, second = self.seeds(one, metric), self.seeds(other, metric)
         return None if first is None or second is None else Difference(first, second)
 
-    def curves(self, entry: Entry, name: str) -> list[Curve]:
-        """Return a curve over epochs for each seed that finished."""
-        curves = []
-        for row in (row for row in self._finished(entry) if name in row["curves"]):
-            last = row["curves"]["train_elbo"]["step"][-1]  # measured when an epoch ends
-            steps, values = row["curves"][name]["step"], row["curves"][name]["value"]
-            curves.append({"step": [step * self.epochs / last for step in steps], "value": values})
-        return curves
+    def several(self) -> list[int]:
+        """Return the numbers of samples above one with which the discrete rule was run."""
+        exact = [samples for name, samples in self._by_estimator if name == "StochasticBackprop" and samples > 1]
+        return [samples for samples in exact if label("StochasticBackprop", samples) in self.finished]
 
-    def absent(self, *entries: Entry) -> str:
+    def curves(self, name: str, curve: str) -> list[Curve]:
+        """Return a curve over epochs for each seed that finished."""
+        rows = [row for row in self.finished.get(name, []) if curve in row["curves"]]
+        ends = [row["curves"]["train_elbo"]["step"][-1] for row in rows]  # measured when an epoch ends
+        return [
+            {"step": [step * self.epochs / end for step in found["step"]], "value": found["value"]}
+            for found, end in zip(curves_of(rows, curve), ends, strict=True)
+        ]
+
+    def absent(self, *names: str) -> str:
         """Return which of these estimators have no finished row, as "RELAX, REBAR (failed)"."""
-        failed = {_entry(row) for row in self.rows if "failed" in row}
-        missing = [entry for entry in entries if entry not in self.entries]
-        return ", ".join(name_of(entry) + (" (failed)" if entry in failed else "") for entry in missing)
+        failed = {label(*one) for one in self._by_estimator} - self.finished.keys()
+        missing = [name for name in names if name not in self.finished]
+        return ", ".join(name + (" (failed)" if name in failed else "") for name in missing)
 
     @property
     def protocol(self) -> tuple[str, ...]:
@@ -156,17 +155,11 @@ class Setting:
             re.findall(r"(\d+) samples", ours["test bound"])[0],
         )
 
-    def _finished(self, entry: Entry) -> list[Row]:
-        return [row for row in self.rows if _entry(row) == entry and "failed" not in row]
-
 
 def settings_of(rows: Sequence[Row]) -> list[Setting]:
     """Sort rows by data, model, learning rate and epochs."""
-    groups: dict[tuple[str, str, float, int], list[Row]] = {}
-    for row in rows:
-        of = row["settings"]
-        groups.setdefault((of["data"], of["model"], float(of["lr"]), of["epochs"]), []).append(row)
-    return [Setting(*key, tuple(groups[key])) for key in sorted(groups)]
+    found = grouped(rows, "data", "model", "lr", "epochs").items()
+    return [Setting(str(d), str(m), float(lr), int(epochs), tuple(part)) for (d, m, lr, epochs), part in found]
 
 
 def lines_of(model: str, settings: Sequence[Setting]) -> Iterator[str]:
@@ -175,25 +168,20 @@ def lines_of(model: str, settings: Sequence[Setting]) -> Iterator[str]:
     yield f"\n### {title[0].upper()}{title[1:]} (`{model}`)"
     if any(row["settings"].get("quick") for setting in settings for row in setting.rows):
         yield "\nThese are quick runs of a tiny model, which only show that everything runs."
-    metrics = ("train_elbo", "test_elbo", "test_bound", "log_variance_encoder", "log_variance_encoder_adam")
-    head = ("data, lr, epochs", "estimator", "seeds", "training ELBO", "test ELBO", "test bound", "log-variance, fresh",
-            "log-variance, Adam", "time of a run")  # fmt: skip
     body = []
     for setting in settings:
-        for entry in setting.entries:
-            values = [setting.seeds(entry, metric) for metric in metrics]
-            count = str(values[0].n) if values[0] else "0"
-            place = f"{setting.data}, {setting.lr:g}, {setting.epochs}"
-            body.append((place, name_of(entry), count, *map(str, values), duration(setting.seconds(entry))))
-    yield from table(head, body)
+        for name, rows in setting.finished.items():
+            values = [str(setting.seeds(name, metric)) for metric in COLUMNS.values()]
+            time = duration(sum(row["seconds"] for row in rows) / len(rows))
+            body.append((f"{setting.data}, {setting.lr:g}, {setting.epochs}", name, str(len(rows)), *values, time))
+    yield from table(("data, lr, epochs", "estimator", "seeds", *COLUMNS, "time of a run"), body)
     for setting in settings:
         if any(row["protocol"] != setting.rows[0]["protocol"] for row in setting.rows):
             yield f"The rows of {setting.title} were **not all made by one protocol**; see their `protocol`.\n"
     groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for one in PUBLISHED:
         if one.model == model and one.data in {setting.data for setting in settings}:
-            figure = f"{one.named} {one.value:.2f}" + ("" if one.std is None else f" ± {one.std:.2f}")
-            groups.setdefault((one.data, one.metric), {}).setdefault(one.source, []).append(figure)
+            groups.setdefault((one.data, one.metric), {}).setdefault(one.source, []).append(str(one))
     for (data, metric), told in groups.items():
         by_source = "; ".join(f"{source}: {', '.join(found)}" for source, found in told.items())
         yield f"- {METRICS[metric]} on {data} in the papers. {by_source[0].upper()}{by_source[1:]}."
@@ -211,43 +199,20 @@ def protocols(settings: Sequence[Setting]) -> list[str]:
     return table(head, [[cell or "not stated" for cell in line] for line in [*ours, *theirs]])
 
 
-def machines(rows: Sequence[Row]) -> str:
-    """Return on what the times were measured."""
-    found = {(row["environment"]["threads"], row["environment"]["processor"]) for row in rows}
-    told = [f"{threads} thread{'s' if threads != 1 else ''} of {processor}" for threads, processor in sorted(found)]
-    return f"Times are with {', or '.join(told)}."
-
-
 def figures(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Draw ELBO and variance over epochs, a figure for each setting, like Figures 5 and 6 of Echraibi et al. (2020)."""
-    return [_draw(setting, folder) for setting in settings_of(rows) if setting.entries]
-
-
-def published(data: str, model: str, metric: str) -> Mapping[Entry, Published]:
-    """Return the figures of Echraibi et al. (2020) for one model, by estimator."""
-    return {
-        (one.estimator, one.samples): one
-        for one in PUBLISHED
-        if (one.data, one.model, one.metric) == (data, model, metric)
-    }
+    return [_draw(setting, folder) for setting in settings_of(rows) if setting.finished]
 
 
 def _draw(setting: Setting, folder: Path) -> Path:
+    def panel(title: str, y: str, curve: str) -> Panel:
+        lines = {name.removesuffix(" (S = 1)"): setting.curves(name, curve) for name in setting.finished}
+        return Panel(title, "epochs", y, lines)
+
     panels = [
-        Panel(title, "epochs", y, {_legend(entry): setting.curves(entry, name) for entry in setting.entries})
-        for title, y, name in (
-            ("training", "ELBO in nats", "train_elbo"),
-            ("encoder gradient, fresh", "log-variance", "log_variance_encoder"),
-            ("encoder gradient, by Adam", "log-variance", "log_variance_encoder_adam"),
-        )
+        panel("training", "ELBO in nats", "train_elbo"),
+        panel("encoder gradient, fresh", "log-variance", "log_variance_encoder"),
+        panel("encoder gradient, by Adam", "log-variance", "log_variance_encoder_adam"),
     ]
     name = f"discrete-{setting.data}-{setting.model}-lr{setting.lr:g}-{setting.epochs}epochs.png"
     return draw(panels, folder / name, columns=3)
-
-
-def _legend(entry: Entry) -> str:
-    return entry[0] if entry[1] == 1 else name_of(entry)
-
-
-def _entry(row: Row) -> Entry:
-    return row["settings"]["estimator"], row["settings"]["samples"]

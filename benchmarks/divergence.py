@@ -23,19 +23,18 @@ __all__ = ["Divergence"]
 
 LOC, SCALE = 0.3, 0.8
 ORDERS = (2, 4, 6, 8, 10)
+SERIES = {order: f"series_{order}" for order in ORDERS}
+"""Names of the metrics by the order at which the series is truncated."""
 
 
 def _series(rows: Sequence[Row]) -> Iterator[Finding]:
     for row in rows[:1]:  # the series does not depend on the seed
-        exact = row["metrics"]["exact"]
-        values = [row["metrics"][f"series_{order}"] for order in ORDERS]
-        errors = [abs(value - exact) for value in values]
-        grows = all(one < other for one, other in itertools.pairwise(errors))
-        told = ", ".join(f"{value:.2f}" for value in values)
+        exact, values = row["metrics"]["exact"], [row["metrics"][name] for name in SERIES.values()]
+        grows = all(abs(one - exact) < abs(other - exact) for one, other in itertools.pairwise(values))
         text = (
             f"for z ~ Laplace({LOC}, {SCALE}) and f(z) = exp(−z²/2) + sin(1.7 z), smooth and bounded, the derivative "
             f"of E[f(z)] in the scale is {exact:.3f}; truncated at N = {', '.join(map(str, ORDERS))}, the series gives "
-            f"{told}, "
+            f"{', '.join(f'{value:.2f}' for value in values)}, "
             f"and its error {'grows with every term' if grows else 'does not grow with every term'}"
         )
         yield Finding("", "series", "holds" if grows else "does not hold", text)
@@ -49,18 +48,16 @@ def _jump(rows: Sequence[Row]) -> Iterator[Finding]:
         yield Finding("", "jump form", "holds" if max(off) < 3 else "does not hold", text)
 
 
-CLAIMS = (
-    Claim("Does the truncated series diverge?", "It can, for a smooth and bounded f.", None, _series),
-    Claim("Is the jump form right there?", "Its mean is the exact derivative.", None, _jump),
-)
-
-
 class Divergence(Experiment):
     """The derivative of the mean of a smooth and bounded f in the scale of a Laplace variable; not in the papers."""
 
     name = "divergence"
+    title = "Divergence of the series"
     summary = "The truncated series and the jump form for a smooth and bounded f (not in the papers)."
-    claims = CLAIMS
+    claims = (
+        Claim("Does the truncated series diverge?", "It can, for a smooth and bounded f.", None, _series),
+        Claim("Is the jump form right there?", "Its mean is the exact derivative.", None, _jump),
+    )
     axes: ClassVar[dict[str, Axis]] = {
         "samples": Axis((200_000,), (2000,), "estimates by the jump form"),
         "seed": Axis((0, 1, 2, 3, 4), (0, 1), "seed of the noise"),
@@ -73,9 +70,9 @@ class Divergence(Experiment):
         weight = ((z - LOC).abs() / SCALE - 1) / SCALE  # the derivative of the log density in the scale
         metrics = {"exact": expectation(cost(z) * weight, z)}
         total = 0.0
-        for order in ORDERS:
+        for order, name in SERIES.items():
             total += 2 / SCALE * SCALE**order * expectation(derivative(z, order), z)
-            metrics[f"series_{order}"] = total
+            metrics[name] = total
         torch.manual_seed(int(settings["seed"]))
         scale = torch.full((int(settings["samples"]),), SCALE, dtype=torch.float64, requires_grad=True)
         q = Laplace(torch.full_like(scale, LOC).detach(), scale)
@@ -96,37 +93,33 @@ class Divergence(Experiment):
         """Return the table."""
         lines: list[str] = []
         for (samples,), group in grouped(rows, "samples").items():
-            first, jump = group[0]["metrics"], seeds(group, "jump")
+            jump, figures = seeds(group, "jump"), [group[0]["metrics"][name] for name in ("exact", *SERIES.values())]
             head = ["", "exact", *(f"series, N = {n}" for n in ORDERS), f"jump form, {samples} samples", "seeds"]
-            figures = [f"{first[key]:.4f}" for key in ("exact", *(f"series_{n}" for n in ORDERS))]
-            count = "0" if jump is None else str(jump.n)
-            lines += table(head, [["derivative of E[f(z)] in the scale", *figures, stated(jump, 4), count]])
+            cells = [*(f"{figure:.4f}" for figure in figures), stated(jump, 4), str(jump.n if jump else 0)]
+            lines += table(head, [["derivative of E[f(z)] in the scale", *cells]])
         return lines
 
     def figures(self, rows: Sequence[Row], folder: Path) -> list[Path]:
         """Draw f, and how the series swings around the derivative, from the rows of most samples."""
-        groups = list(grouped(rows, "samples").values())
-        return [_drawn(groups[-1], folder / "divergence.png")] if groups else []
-
-
-def _drawn(rows: Sequence[Row], path: Path) -> Path:
-    metrics = rows[0]["metrics"]
-    jump = sum(row["metrics"]["jump"] for row in rows) / len(rows)
-    error = math.sqrt(sum(row["metrics"]["jump_error"] ** 2 for row in rows)) / len(rows)
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    line = torch.linspace(-4, 4, 400)
-    left.plot(line, cost(line), color="C0", label="$f(z)$")
-    left.plot(line, density(line), color="0.6", label=f"Laplace({LOC}, {SCALE})")
-    left.set_xlabel("$z$")
-    left.legend(frameon=False)
-    right.axhline(metrics["exact"], color="k", linewidth=1, label=f"exact, {metrics['exact']:.3f}")
-    right.plot(ORDERS, [metrics[f"series_{n}"] for n in ORDERS], "o-", color="C3", label="series")
-    right.errorbar([0], [jump], [2 * error], fmt="s", color="C2", label=f"jump form, {jump:.3f} ± {2 * error:.3f}")
-    right.set_xticks([0, *ORDERS], ["jump", *map(str, ORDERS)])
-    right.set(xlabel="order of the series", ylabel=r"$\partial_b\, E[f(z)]$")
-    right.legend(frameon=False)
-    return save(figure, path)
+        if not rows:
+            return []
+        part = list(grouped(rows, "samples").values())[-1]
+        metrics, jump = part[0]["metrics"], sum(row["metrics"]["jump"] for row in part) / len(part)
+        error = math.sqrt(sum(row["metrics"]["jump_error"] ** 2 for row in part)) / len(part)
+        figure = Figure(figsize=(8, 3), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        line = torch.linspace(-4, 4, 400)
+        left.plot(line, cost(line), color="C0", label="$f(z)$")
+        left.plot(line, density(line), color="0.6", label=f"Laplace({LOC}, {SCALE})")
+        left.set_xlabel("$z$")
+        left.legend(frameon=False)
+        right.axhline(metrics["exact"], color="k", linewidth=1, label=f"exact, {metrics['exact']:.3f}")
+        right.plot(ORDERS, [metrics[name] for name in SERIES.values()], "o-", color="C3", label="series")
+        right.errorbar([0], [jump], [2 * error], fmt="s", color="C2", label=f"jump form, {jump:.3f} ± {2 * error:.3f}")
+        right.set_xticks([0, *ORDERS], ["jump", *map(str, ORDERS)])
+        right.set(xlabel="order of the series", ylabel=r"$\partial_b\, E[f(z)]$")
+        right.legend(frameon=False)
+        return [save(figure, folder / "divergence.png")]
 
 
 def cost(z: Tensor) -> Tensor:

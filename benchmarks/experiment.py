@@ -26,29 +26,17 @@ Curve = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Axis:
-    """An option of an experiment; a plan runs every value of it.
+    """An option of an experiment; a plan runs every value of it."""
 
-    Attributes:
-        values: Defaults of a full run. Their type is the type of the option.
-        quick: Defaults with `--quick`.
-        help: For `--help`.
-        choices: All possible values; None if any value of the type is possible.
-    """
-
-    values: tuple[Value, ...]
-    quick: tuple[Value, ...]
-    help: str
-    choices: tuple[Value, ...] | None = None
+    values: tuple[Value, ...]  # defaults of a full run; their type is the type of the option
+    quick: tuple[Value, ...]  # defaults with `--quick`
+    help: str  # for `--help`
+    choices: tuple[Value, ...] | None = None  # all possible values; None if any value of the type is possible
 
 
 @dataclass(frozen=True)
 class Run:
-    """One combination of settings.
-
-    Attributes:
-        experiment: Name of the experiment.
-        settings: A value for every axis, and `quick` if the run is a quick one.
-    """
+    """One combination of settings: a value for every axis of an experiment, and `quick` if the run is a quick one."""
 
     experiment: str
     settings: Mapping[str, Value]
@@ -73,19 +61,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run measured.
+    """What a run measured."""
 
-    Attributes:
-        metrics: Final figures by name, unrounded.
-        curves: Curves by name.
-        seconds: Time of training and evaluation, before and after interruptions.
-        failed: Why the run ended early, if it did; the curves are those of the part before.
-    """
-
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # final figures by name, unrounded
     curves: dict[str, Curve] = field(default_factory=dict)
-    seconds: float = 0.0
-    failed: str | None = None
+    seconds: float = 0.0  # time of training and evaluation, before and after interruptions
+    failed: str | None = None  # why the run ended early, if it did; the curves are those of the part before
 
 
 class Experiment(ABC):
@@ -101,6 +82,8 @@ class Experiment(ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
+    """Of its part of the report; the name if it is empty."""
     summary: ClassVar[str]
     """One line for `--help` and the report."""
     axes: ClassVar[dict[str, Axis]]

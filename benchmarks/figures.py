@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.experiment import Curve, Row
 
-__all__ = ["COLORS", "Panel", "band", "curves_of", "draw", "save"]
+__all__ = ["COLORS", "Panel", "band", "curves_by_estimator", "curves_of", "draw", "save"]
 
 COLORS = {
     "REINFORCE": "C7",
@@ -37,32 +37,26 @@ COLORS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes.
-
-    Attributes:
-        title: Above it.
-        x: Name of the x axis, with its unit.
-        y: Name of the y axis, with its unit.
-        lines: Curves of all seeds, by what the legend calls them; lines without curves are left out.
-        log_y: Whether the y axis is logarithmic.
-        scale: Factor on values.
-        floor: Values below it are not drawn: a logarithm of what is only rounding.
-        marks: Dashed horizontal lines, by what the legend calls them.
-    """
+    """One pair of axes."""
 
     title: str
-    x: str
+    x: str  # names of the axes, with their units
     y: str
-    lines: Mapping[str, Sequence[Curve]]
+    lines: Mapping[str, Sequence[Curve]]  # curves of all seeds, by what the legend calls them; empty ones are left out
     log_y: bool = False
-    scale: float = 1.0
-    floor: float = -math.inf
-    marks: Mapping[str, float] | None = None
+    scale: float = 1.0  # factor on values
+    floor: float = -math.inf  # values below it are not drawn: a logarithm of what is only rounding
+    marks: Mapping[str, float] | None = None  # dashed horizontal lines, by what the legend calls them
 
 
 def curves_of(rows: Sequence[Row], name: str) -> list[Curve]:
     """Return the curves of that name, of rows that have it and did not fail."""
     return [row["curves"][name] for row in rows if "failed" not in row and name in row["curves"]]
+
+
+def curves_by_estimator(rows: Sequence[Row], names: Iterable[str], curve: str) -> dict[str, list[Curve]]:
+    """Return the curves of that name of all seeds, by estimator."""
+    return {name: curves_of([row for row in rows if row["settings"]["estimator"] == name], curve) for name in names}
 
 
 def band(curves: Sequence[Curve]) -> tuple[list[float], list[float], list[float]]:

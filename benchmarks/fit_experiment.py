@@ -1,16 +1,17 @@
-"""Experiments whose runs are a `fit` of the package's command line."""
+"""Experiments whose runs are a `fit` of the package's command line, described in `experiments.yaml`."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import sys
 import time
 import warnings
 from abc import abstractmethod
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,12 +22,25 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers.logger import Logger
 
 import lightning_estimators
-from benchmarks.experiment import Curve, Experiment, Outcome, Value
+from benchmarks.comparison import Claim, Finding, Judge
+from benchmarks.experiment import Axis, Curve, Experiment, Outcome, Value
 from lightning_estimators.cli import EstimatorCLI
 
-__all__ = ["CurveLogger", "FitExperiment", "KeepCurves", "Settings", "logged_curves", "quiet", "thinned"]
+__all__ = [
+    "CurveLogger",
+    "FitExperiment",
+    "KeepCurves",
+    "Settings",
+    "late_log_mean",
+    "late_mean",
+    "logged_curves",
+    "quiet",
+    "thinned",
+]
 
 CONFIGS = Path(lightning_estimators.__file__).parent / "configs"
+
+DESCRIPTIONS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("experiments.yaml").read_text())
 
 Settings = dict[str, Any]
 """A part of a configuration file."""
@@ -39,34 +53,70 @@ class FitExperiment(Experiment):
     folder of the run, has what differs from the file. TensorBoard's events and the checkpoint from which an interrupted
     run continues lie beside it.
 
-    Implementing one, besides what `Experiment` asks: `config`, `changes`, `evaluate`, and `curve_names`.
+    Implementing one: describe it in `experiments.yaml`, set `name` and `judges`, and implement `changes`, `evaluate`
+    and what `Experiment` asks for the report.
     """
 
     checkpoint_every: ClassVar[int] = 1
     """Epochs between checkpoints."""
-    curve_names: ClassVar[dict[str, str]]
-    """Which logged figures rows keep: name in the row by name in the log."""
     curve_points: ClassVar[int] = 100
     """Largest number of points that a row keeps of a curve, evenly spaced."""
+    judges: ClassVar[Mapping[str, Judge]]
+    """How rows decide about the claims, by their names in `experiments.yaml`."""
+    readings: ClassVar[Mapping[str, Callable[[Sequence[Finding]], str]]] = {}
+    """How the findings on some claims are put in a sentence."""
+    estimators: ClassVar[dict[str, Settings]]
+    """The configurations of estimators by name."""
+    description: ClassVar[dict[str, Any]]
+    """What `experiments.yaml` says of this experiment."""
 
-    @abstractmethod
-    def config(self, settings: Mapping[str, Value]) -> str:
-        """Return the name of a file in `lightning_estimators/configs/`."""
+    def __init_subclass__(cls) -> None:
+        """Read the description."""
+        told = cls.description = DESCRIPTIONS[cls.name]
+        cls.title, cls.summary = told["title"], told["summary"]
+        cls.estimators = {
+            name: {"class_path": words[0], "init_args": words[1] if len(words) > 1 else {}}
+            for name, words in told["estimators"].items()
+        }
+        names = tuple(cls.estimators)
+        cls.axes = {
+            name: Axis(tuple(words[0]), tuple(words[1]), words[2], tuple(words[3]) if len(words) > 3 else None)
+            for name, words in (told["axes"] | {"estimator": [names, names, "estimator", names]}).items()
+        }
+        cls.claims = tuple(
+            Claim(one["question"], one["statement"], one.get("source"), cls.judges[name], cls.readings.get(name),
+                  denied=one.get("denied", False))
+            for name, one in told["claims"].items()
+        )  # fmt: skip
 
     @abstractmethod
     def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
-        """Return what differs from that file."""
+        """Return what differs from the configuration."""
 
     @abstractmethod
     def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
         """Return the final figures of the trained model."""
 
+    def protocol(self, settings: Mapping[str, Value]) -> dict[str, Value]:
+        """Return what the figures depend on besides the settings."""
+        sizes, facts = self.sizes(settings), self.description["protocol"].items()
+        return {name: fact.format(**sizes) if isinstance(fact, str) else fact for name, fact in facts}
+
+    def sizes(self, settings: Mapping[str, Value]) -> dict[str, Any]:
+        """Return the sizes of a full or a quick run."""
+        return {name: words[bool(settings.get("quick"))] for name, words in self.description["sizes"].items()}
+
+    def estimator(self, settings: Mapping[str, Value], **arguments: Value) -> Settings:
+        """Return the configuration of the estimator, with more arguments."""
+        named = self.estimators[str(settings["estimator"])]
+        return named | {"init_args": named["init_args"] | arguments}
+
     def run(self, settings: Mapping[str, Value], folder: Path, data_root: str) -> Outcome:
         """Fit, from the checkpoint in the folder if there is one, and evaluate."""
         folder.mkdir(parents=True, exist_ok=True)
         path, checkpoint = folder / "run.yaml", folder / "last.ckpt"
-        path.write_text(yaml.safe_dump(self._changes(settings, folder, data_root), sort_keys=False))
-        files = ["--config", str(CONFIGS / self.config(settings)), "--config", str(path)]
+        path.write_text(yaml.safe_dump(self._all_changes(settings, folder, data_root), sort_keys=False))
+        config = CONFIGS / self.description["config"].format(**settings)
         resume = ["--ckpt_path", str(checkpoint)] if checkpoint.exists() else []
         begun: list[EstimatorCLI] = []
 
@@ -77,7 +127,7 @@ class FitExperiment(Experiment):
         metrics, failed, evaluating = {}, None, 0.0
         with quiet(), _interruptible():
             try:
-                Command(["fit", *files, *resume])
+                Command(["fit", "--config", str(config), "--config", str(path), *resume])
                 begin = time.monotonic()
                 metrics = self.evaluate(begun[0], settings)
                 evaluating = time.monotonic() - begin
@@ -85,13 +135,11 @@ class FitExperiment(Experiment):
                 failed = str(error).splitlines()[0]
         trainer: Any = begun[0].trainer
         training = next(callback for callback in trainer.callbacks if isinstance(callback, Timer)).time_elapsed()
-        logged = logged_curves(trainer)
-        curves = {
-            name: thinned(logged[key], self.curve_points) for key, name in self.curve_names.items() if key in logged
-        }
+        logged, names = logged_curves(trainer), self.description["curves"]
+        curves = {name: thinned(logged[key], self.curve_points) for key, name in names.items() if key in logged}
         return Outcome(metrics, curves, training + evaluating, failed)
 
-    def _changes(self, settings: Mapping[str, Value], folder: Path, data_root: str) -> Settings:
+    def _all_changes(self, settings: Mapping[str, Value], folder: Path, data_root: str) -> Settings:
         changes = self.changes(settings, data_root)
         tensorboard = {"save_dir": str(folder), "name": "", "version": "", "default_hp_metric": False}
         trainer = {
@@ -117,25 +165,19 @@ class FitExperiment(Experiment):
             "every_n_epochs": self.checkpoint_every,
             "enable_version_counter": False,
         }
-        return changes | {"trainer": changes["trainer"] | trainer, "checkpoint": checkpoint}
+        shared = {"seed_everything": settings["seed"], "checkpoint": checkpoint}
+        return changes | shared | {"trainer": changes["trainer"] | trainer}
 
 
 class CurveLogger(Logger):
     """Keeps in memory what is logged, by name; `KeepCurves` carries it through checkpoints."""
 
+    name = "curves"
+    version = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.curves: dict[str, Curve] = {}
-
-    @property
-    def name(self) -> str:
-        """Name of the logger."""
-        return "curves"
-
-    @property
-    def version(self) -> int:
-        """There is one version only."""
-        return 0
 
     @property
     @rank_zero_experiment
@@ -182,6 +224,25 @@ def thinned(curve: Curve, points: int) -> Curve:
     every = max(1, -(-len(steps) // points))
     kept: Sequence[int] = range((len(steps) - 1) % every, len(steps), every)
     return {"step": [steps[i] for i in kept], "value": [values[i] for i in kept]}
+
+
+def late_mean(curve: Curve) -> float:
+    """Return the mean over the last tenth of a curve."""
+    values = _late(curve)
+    return math.fsum(values) / len(values)
+
+
+def late_log_mean(curve: Curve) -> float:
+    """Return the logarithm of the mean of exp(value) over the last tenth of a curve."""
+    values = _late(curve)
+    largest = max(values)
+    if largest == -math.inf:
+        return largest
+    return largest + math.log(math.fsum(math.exp(value - largest) for value in values) / len(values))
+
+
+def _late(curve: Curve) -> list[float]:
+    return curve["value"][-max(1, len(curve["value"]) // 10) :]
 
 
 @contextlib.contextmanager

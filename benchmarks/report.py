@@ -12,7 +12,10 @@ from benchmarks.discrete_report import MODELS, PUBLISHED
 from benchmarks.experiment import Experiment, Row, Run
 from benchmarks.plan import Plan, Rows, duration
 
-__all__ = ["run_lines", "write_report"]
+__all__ = ["ORDER", "run_lines", "write_report"]
+
+ORDER = ("discrete", "divergence", "toy", "gamma", "regression", "policies")
+"""The experiments of the report."""
 
 HEAD = """\
 # Results: the experiments of two papers, repeated
@@ -24,11 +27,17 @@ The estimators of this package were run on the experiments of
 - Echraibi et al. (2020), *Generalized Stochastic Backpropagation*, <https://hal.science/hal-02968975>: here \
 `StochasticBackprop`, whose rule for Bernoulli and categorical variables is called the *exact discrete rule* below.
 
-REBAR is by Tucker et al. (2017), <https://arxiv.org/abs/1703.07370>. `python -m benchmarks report` computes this page,
-its answers included, from the rows in `benchmarks/results`; `python -m benchmarks runs` prints the command, the commit
-and the seconds of each run. Budgets for images are shorter than the papers': see [what was not run](#what-was-not-run).
+REBAR is by Tucker et al. (2017), <https://arxiv.org/abs/1703.07370>. Budgets for images are shorter than the papers':
+see [what was not run](#what-was-not-run). All estimators of the package are compared on MNIST in
+[docs/record.md](docs/record.md), and what a step of each costs is in [docs/speed.md](docs/speed.md).
+
+`python -m benchmarks report` computes this page, its answers included, from the rows in `benchmarks/results`.
+`python -m benchmarks runs` prints the command, the commit and the seconds of each run.
 
 ## Questions and answers
+
+Each question is about a claim of one of the papers, or an expectation of ours, which the last column states; the answer
+is that of our runs. The single comparisons behind the answers are in [{findings}]({findings}).
 """
 
 READING = """\
@@ -49,20 +58,13 @@ here, not read from the usual binarized file. A training ELBO and a test likelih
 Echraibi et al. (2020) may be relaxed REBAR, which the published Grathwohl et al. (2018) calls RELAX.
 """
 
-TITLES = {
-    "discrete": "Images: sigmoid belief networks and discrete VAEs",
-    "divergence": "Divergence of the series",
-    "toy": "One Bernoulli variable",
-    "gamma": "Gamma variables",
-    "regression": "Bayesian logistic regression",
-    "policies": "Policies",
-}
+Judged = Sequence[tuple[Claim, Sequence[Finding]]]
 
 
 def write_report(
     experiments: Mapping[str, Experiment], rows: Rows, path: Path, plans: Mapping[str, Plan] | None = None
 ) -> None:
-    """Write the report, and its figures beside the rows.
+    """Write the report, its figures, and beside the rows a page of the single findings, setting by setting.
 
     Args:
         experiments: By name.
@@ -70,25 +72,26 @@ def write_report(
         path: File to write.
         plans: What was to be run, by line of the plan's file; None to leave out what is missing.
     """
-    folder = rows.folder / "figures"
+    folder, findings = rows.folder / "figures", rows.folder / "findings.md"
     folder.mkdir(parents=True, exist_ok=True)
-    finished = {name: rows.of(name) for name in TITLES}
+    finished = {name: rows.of(name) for name in ORDER}
     judged = {
         name: [(claim, list(claim.judge(of))) for claim in experiments[name].claims] for name, of in finished.items()
     }
-    lines = [HEAD, *_answers(judged), "\n## What was not run\n", *_never_run(finished["discrete"])]
-    lines += [*(_missing(plans) if plans is not None else []), READING]
-    for name, title in TITLES.items():
-        lines += [f"\n## {title}\n", f"{experiments[name].summary} {_runs_of(finished[name])}"]
+    titles = {name: experiments[name].title or name.capitalize() for name in ORDER}
+    head = HEAD.replace("{findings}", os.path.relpath(findings, path.parent))
+    lines = [head, *_answers(judged, titles), "\n## What was not run\n"]
+    lines += [*_never_run(experiments, finished), *(_missing(plans) if plans is not None else []), READING]
+    for name in ORDER:
+        lines += [f"\n## {titles[name]}\n", f"{experiments[name].summary} {_runs_of(finished[name])}"]
         lines += [f"\n{NOTES.rstrip()}"] if name == "discrete" else []
         lines += experiments[name].report(finished[name])
         lines += [f"- failed: `{row['command']}`: {row['failed']}" for row in finished[name] if "failed" in row]
         lines.append("")
         drawn = experiments[name].figures(finished[name], folder) if finished[name] else []
         lines.append(" ".join(f"![{figure.stem}]({os.path.relpath(figure, path.parent)})" for figure in drawn))
-        lines += _evidence(judged[name]) if name == "discrete" and finished[name] else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n")
+    _write(path, lines)
+    _write(findings, _findings(judged, titles))
 
 
 def run_lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -99,46 +102,53 @@ def run_lines(rows: Sequence[Row]) -> Iterator[str]:
         yield "\t".join(map(str, cells))
 
 
-def _answers(judged: Mapping[str, Sequence[tuple[Claim, Sequence[Finding]]]]) -> Iterator[str]:
-    number = 0
+def _write(path: Path, lines: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip("\n") + "\n")
+
+
+def _answers(judged: Mapping[str, Judged], titles: Mapping[str, str]) -> list[str]:
+    """Return the table of all questions, with a line for the title of each experiment."""
+    body = []
     for name, claims in judged.items():
-        yield f"\n**[{TITLES[name]}](#{_anchor(TITLES[name])})**\n"
+        anchor = "".join(c for c in titles[name].lower().replace(" ", "-") if c.isalnum() or c == "-")
+        body += [(f"[**{titles[name]}**](#{anchor})", "", "", "")] if claims else []
         for claim, findings in claims:
-            number += 1
-            source = f"Claimed by: {claim.source}" if claim.source else "Our expectation"
-            yield f"{number}. **{claim.question}** {answer(claim, findings)} *{source}: {claim.statement}*"
+            short, evidence = answer(claim, findings)
+            source = f"{claim.source}: {claim.statement}" if claim.source else f"Our expectation: {claim.statement}"
+            body.append((claim.question, f"**{short}**", evidence, source))
+    return [line.replace("---:", "---") for line in table(("question", "answer", "evidence", "claim"), body)]
 
 
-def _anchor(title: str) -> str:
-    return "".join(letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
-
-
-def _evidence(judged: Sequence[tuple[Claim, Sequence[Finding]]]) -> Iterator[str]:
-    """Yield a table for each claim of the papers, with a row for each setting and a column for each comparison."""
-    yield "\n### Findings, setting by setting"
-    for claim, findings in judged:
-        if claim.source is None:
-            continue
-        columns = list(dict.fromkeys(finding.comparison for finding in findings))
-        cells: dict[str, dict[str, str]] = {}
-        for finding in findings:
-            cells.setdefault(finding.setting, {})[finding.comparison] = f"**{finding.state}**: {finding.text}"
-        body = [[setting, *(by.get(column, "") for column in columns)] for setting, by in cells.items()]
-        yield from table([f"*{claim.question}*", *columns], body)
+def _findings(judged: Mapping[str, Judged], titles: Mapping[str, str]) -> list[str]:
+    """Return a table for each claim, with a row for each setting and a column for each comparison."""
+    lines = ["# Findings, setting by setting\n\nThe findings from which the answers in RESULTS.md are counted."]
+    for name, claims in judged.items():
+        lines += [f"\n## {titles[name]}"] if any(findings for _, findings in claims) else []
+        for claim, findings in claims:
+            cells: dict[str, dict[str, str]] = {}
+            for finding in findings:
+                told = f"**{finding.state}**" + (f": {finding.text}" if finding.text else "")
+                cells.setdefault(finding.setting, {})[finding.comparison] = told
+            columns = list(dict.fromkeys(finding.comparison for finding in findings))
+            body = [[setting, *(by.get(column, "") for column in columns)] for setting, by in cells.items()]
+            lines += table([f"*{claim.question}*", *columns], body)
+    return lines
 
 
 def _runs_of(rows: Sequence[Row]) -> str:
     failed = sum("failed" in row for row in rows)
-    return (
-        f"{len(rows)} runs" + (f", of which {failed} failed." if failed else ".")
-        if rows
-        else "Nothing has been run yet."
-    )
+    told = f", of which {failed} failed" if failed else ""
+    return f"{len(rows)} runs{told}." if rows else "Nothing has been run yet."
 
 
-def _never_run(rows: Sequence[Row]) -> Iterator[str]:
+def _never_run(experiments: Mapping[str, Experiment], finished: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     """Yield which experiments of the papers have no row, and which budgets are shorter."""
-    yield "- Reinforcement learning (Grathwohl et al., 2018): not attempted."
+    acted = {row["settings"]["env"] for row in finished["policies"]}
+    left = [str(env) for env in experiments["policies"].axes["env"].choices or () if env not in acted]
+    if left:
+        yield f"- Reinforcement learning (Grathwohl et al., 2018, section 5.3): {', '.join(left)}."
+    rows = finished["discrete"]
     done = {(row["settings"]["model"], row["settings"]["data"]) for row in rows}
     absent: dict[str, list[str]] = {}
     for model, data in dict.fromkeys((one.model, one.data) for one in PUBLISHED):
@@ -164,13 +174,11 @@ def _range(values: Sequence[int]) -> str:
 
 def _missing(plans: Mapping[str, Plan]) -> Iterator[str]:
     """Yield the lines of the plan that are not finished, with what is left of them and how long that should take."""
-    counted: set[str] = set()
-    everything: list[Run] = []
+    everything: dict[str, Run] = {}
     entries, known = [], next(iter(plans.values()), None)
     for line, plan in plans.items():
-        left = [run for run in plan.missing() if run.key not in counted]
-        counted |= {run.key for run in left}
-        everything += left
+        left = [run for run in plan.missing() if run.key not in everything]
+        everything |= {run.key: run for run in left}
         if left:
             seconds = plan.expected_seconds(*left)
             time = "no similar run has been timed" if seconds is None else f"expected {duration(seconds)}"
@@ -178,7 +186,7 @@ def _missing(plans: Mapping[str, Plan]) -> Iterator[str]:
     if not entries or known is None:
         yield "- Of the plan, `benchmarks/plan.txt`: everything is done."
         return
-    total = known.expected_seconds(*everything)
+    total = known.expected_seconds(*everything.values())
     yield (
         f"\nOf the plan, `benchmarks/plan.txt`, {len(everything)} runs are left "
         f"({'of unknown time' if total is None else f'{duration(total)}, judged by similar runs'}):\n"

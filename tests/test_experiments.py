@@ -17,14 +17,12 @@ from benchmarks.comparison import (
     answer,
     extreme,
     grouped,
-    late_log_mean,
-    late_mean,
     seeds,
     stated,
 )
 from benchmarks.experiment import Run
 from benchmarks.figures import Panel, band, draw
-from benchmarks.fit_experiment import KeepCurves
+from benchmarks.fit_experiment import KeepCurves, late_log_mean, late_mean
 from benchmarks.plan import Rows
 from benchmarks.toy import Toy
 
@@ -87,9 +85,9 @@ def test_report_has_tables_claims_and_figures(finished):
     for name in ("toy_100", "gamma_squares_100", "regression_1", "divergence"):
         assert f"figures/{name}.png)" in report
         assert (finished / "quick" / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "matter there where the series is truncated?** **Not run.**" in report  # no N = 8
-    assert "converge faster for gamma variables?** **Not run.**" in report  # no REINFORCE
-    assert "Does the truncated series diverge?** **Yes.**" in report
+    assert "matter there where the series is truncated? | **Not run** |" in report  # no N = 8
+    assert "converge faster for gamma variables? | **Not run** |" in report  # no REINFORCE
+    assert "Does the truncated series diverge? | **Yes** |" in report
     assert len(report.splitlines()) < 300
 
 
@@ -205,7 +203,7 @@ def test_damaged_row_is_refused_with_its_place(tmp_path, damage):
 def test_report_of_nothing(name, tmp_path):
     assert EXPERIMENTS[name].report([]) == []
     assert {finding.state for claim in EXPERIMENTS[name].claims for finding in claim.judge([])} <= {"not run"}
-    assert all(answer(claim, list(claim.judge([]))) == "**Not run.**" for claim in EXPERIMENTS[name].claims)
+    assert all(answer(claim, list(claim.judge([]))) == ("Not run", "") for claim in EXPERIMENTS[name].claims)
     assert EXPERIMENTS[name].figures([], tmp_path) == []
 
 
@@ -224,14 +222,16 @@ def test_claims_are_answered_by_the_rows():
         for seed, value in enumerate(values)
     ]
     unable, faster, struggle, exact = (answer(c, list(c.judge(rows))) for c in EXPERIMENTS["toy"].claims[:4])
-    assert unable.startswith(
-        "**Yes in 2 of 3 comparisons.** REINFORCE finds it in 0 of 2 seeds; Concrete finds it in 0"
+    assert unable.short == "Yes in 2 of 3 comparisons"
+    assert unable.evidence.startswith("REINFORCE finds it in 0 of 2 seeds; Concrete finds it in 0")
+    assert unable.evidence.endswith(
+        "REBAR finds it in 2 of 2 seeds. Of 3 comparisons, the claim holds in 2, does not hold in 1."
     )
-    assert "REBAR finds it in 2 of 2 seeds. Of 3 comparisons, the claim holds in 2, does not hold in 1." in unable
-    assert faster == "**No.** Excess loss over training: REBAR 5e-05 ± 1.4e-05, REINFORCE 0.0007 ± 0.00014."
-    assert struggle.startswith("**No.** t = 0.499: mean excess loss of RELAX 0.00011")
-    assert "REBAR is below RELAX" in struggle
-    assert exact == "**Not run.**"
+    assert faster == ("No", "Excess loss over training: REBAR 5e-05 ± 1.4e-05, REINFORCE 0.0007 ± 0.00014.")
+    assert struggle.short == "No"
+    assert struggle.evidence.startswith("t = 0.499: excess loss over training: RELAX 0.00011")
+    assert "REBAR is below RELAX" in struggle.evidence
+    assert exact == ("Not run", "")
 
 
 def test_extreme_knows_ties_and_gaps():
@@ -253,16 +253,17 @@ def test_answers_count_findings():
     ]
     claim = Claim("?", "a is above b.", None, lambda rows: findings)
     assert answer(claim, findings) == (
-        "**Yes in 1 of 4 comparisons.** a against b: loss -2.00 to +1.00. Of 4 comparisons, the claim holds in 1, is "
-        "smaller than claimed in 1, is undecided (a tie) in 1, does not hold in 1. 1 of 4 comparisons rest on one seed."
+        "Yes in 1 of 4 comparisons",
+        "a against b: loss -2.00 to +1.00. Of 4 comparisons, the claim holds in 1, is smaller than claimed in 1, is "
+        "undecided (a tie) in 1, does not hold in 1. 1 of 4 comparisons rest on one seed.",
     )
-    assert answer(claim, findings[1:3]).startswith("**No.**")
-    assert answer(claim, findings[2:3]).startswith("**Undecided.**")
-    assert answer(claim, findings[:1]).startswith("**Yes.**")
+    assert answer(claim, findings[1:3]).short == "No"
+    assert answer(claim, findings[2:3]).short == "Undecided"
+    assert answer(claim, findings[:1]).short == "Yes"
     denied = Claim("?", "It does not.", None, lambda rows: findings, denied=True)
-    assert answer(denied, findings[:1]).startswith("**No.**")
-    assert answer(denied, findings[:2]).startswith("**Yes in 1 of 2 comparisons.**")
-    assert answer(claim, findings[4:]) == "**Not run.**"
+    assert answer(denied, findings[:1]).short == "No"
+    assert answer(denied, findings[:2]).short == "Yes in 1 of 2 comparisons"
+    assert answer(claim, findings[4:]) == ("Not run", "")
 
 
 def test_what_each_run_was_done_with_is_printed(finished, capsys):
