@@ -17,8 +17,10 @@ from lightning_estimators.checkpoint_io import make_durable
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.logged_steps import step_is_logged
 from lightning_estimators.model_parts import gradient_estimators, parameter_groups, surrogate_parameters
+from lightning_estimators.modules.changed_options import ChangedOptions
 from lightning_estimators.modules.exact_resume import ExactResume
 from lightning_estimators.modules.finite_training import FiniteTraining, refuse_to_save_nonfinite
+from lightning_estimators.modules.joined_callbacks import JoinedCallbacks
 from lightning_estimators.modules.optimizers import chain_optimizers, check_maker, clip_gradients_of_parts
 from lightning_estimators.modules.recorded import RecordedModule
 from lightning_estimators.modules.refusals import check_costs, refuse_unsupported
@@ -41,7 +43,8 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
     What this class adds to Lightning:
 
     - Noise by counters (`SeededModule`): processes draw independent noise, and a run that is resumed continues bit for
-      bit if its data loader does (`callbacks.ExactResume`).
+      bit if its data loader does (`callbacks.ExactResume`), but for options that were changed in between, which win
+      (`callbacks.ChangedOptions`).
     - A step that is not finite stops training by name, before it reaches weights or checkpoints
       (`callbacks.FiniteTraining`).
     - Checkpoints from which the module can be built again (`RecordedModule`), and which a kill or a full disk cannot
@@ -129,6 +132,7 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
             ScheduledSettings(),
             FiniteTraining(),
             self._resume,
+            ChangedOptions(),
             SaveOnSigterm(),
         ]
         self._hooks_that_ran: set[str] = set()
@@ -232,8 +236,8 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         refuse_unsupported(self.trainer, self)
         make_durable(self.trainer)
         given = self.trainer.callbacks  # type: ignore[attr-defined]
-        # Lightning would put ours in the place of one that the user has given settings of its own.
-        return [c for c in self._callbacks if not any(isinstance(g, type(c)) and g is not c for g in given)]
+        # One that the user has given settings of its own takes the place of ours.
+        return [JoinedCallbacks([c for c in self._callbacks if not any(isinstance(g, type(c)) for g in given)])]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the seed of the noise; refuse to save weights that are not finite.

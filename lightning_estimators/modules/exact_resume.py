@@ -68,7 +68,7 @@ class ExactResume(pl.Callback):
         self._is_first_batch = False
         progress: Any = trainer.fit_loop.epoch_progress
         self._finished = progress.total.processed, progress.current.processed
-        self._steps_before = [config.scheduler.last_epoch for config in trainer.lr_scheduler_configs]
+        self._steps_before = [getattr(c.scheduler, "last_epoch", 0) for c in trainer.lr_scheduler_configs]
         self._repeated = []
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

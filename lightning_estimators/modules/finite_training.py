@@ -65,11 +65,11 @@ class FiniteTraining(pl.Callback):
     ) -> None:
         """Raise if the loss or a gradient is not finite, or the last step was not."""
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        parameters = (p for group in optimizer.param_groups for p in group["params"])
-        gradients = [] if scaled else [p.grad for p in parameters if p.grad is not None]
+        groups = [] if scaled else optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         costs: Tensor | None = getattr(pl_module, "latest_costs", None)
         squares = sum_of_squares(gradients)
-        if any(isinstance(gradient, DTensor) for gradient in gradients):  # each process has seen its shards
+        if DTensor in {type(gradient) for gradient in gradients}:  # each process has seen its shards
             squares = trainer.strategy.reduce(squares, reduce_op="mean")
         finite = squares.isfinite()
         if costs is not None:
@@ -77,7 +77,7 @@ class FiniteTraining(pl.Callback):
             loss = trainer.strategy.reduce(costs.float().mean(), reduce_op="mean")
             finite = finite & loss.isfinite().to(finite.device)
         batch_idx = trainer.fit_loop.epoch_loop.batch_idx
-        if not self._verdict_comes_late(pl_module) or any(gradient.is_sparse for gradient in gradients):
+        if not self._verdict_comes_late(pl_module) or True in {gradient.is_sparse for gradient in gradients}:
             if not finite:
                 self._put_statistics_back()
                 raise FloatingPointError(_describe(trainer, pl_module, batch_idx, costs))
@@ -172,11 +172,11 @@ class _LateVerdict:
 
 def sum_of_squares(tensors: Iterable[Tensor]) -> Tensor:
     """Return the sum of the squares of all entries on this process, or its root, 0-d; not finite if an entry is not."""
-    dense = [_local(tensor.coalesce().values() if tensor.is_sparse else tensor) for tensor in tensors]
+    dense = [tensor if type(tensor) is Tensor and not tensor.is_sparse else _local(tensor) for tensor in tensors]
     dense = [tensor for tensor in dense if tensor.numel()]
     if not dense:
         return torch.zeros(())
-    if all(tensor.device.type == "cpu" for tensor in dense):
+    if {tensor.device.type for tensor in dense} == {"cpu"}:
         # There the norm takes ten times as long, a fifth of a small step.
         flat = [tensor.detach().reshape(-1) for tensor in dense]
         return torch.stack([torch.vdot(t, t).real if t.is_complex() else torch.dot(t, t) for t in flat]).sum()
@@ -195,7 +195,9 @@ def sum_is_finite(tensor: Tensor) -> bool:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """The entries that this process holds."""
+    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.coalesce().values() if tensor.is_sparse else tensor
 
 
 def _statistics(module: pl.LightningModule) -> dict[str, Tensor]:

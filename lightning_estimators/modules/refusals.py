@@ -27,6 +27,8 @@ def refuse_unsupported(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             f'Trainer(precision="16-true") is not supported by {name}: squared gradients, which control variates '
             'minimise and Adam divides by, underflow. Use precision="bf16-true", "bf16-mixed" or 32.'
         )
+    if trainer.accumulate_grad_batches < 1:
+        raise ValueError(f"accumulate_grad_batches must be 1 or more, got {trainer.accumulate_grad_batches}.")
     if isinstance(trainer.strategy, DeepSpeedStrategy):
         raise ValueError(
             f"DeepSpeedStrategy is not supported by {name}: it steps an optimizer of its own in place of the two. "

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_estimators.schedules import set_schedules
+from lightning_estimators.schedules import FollowsSchedules
 
 __all__ = ["ScheduledSettings"]
 
@@ -19,12 +19,19 @@ class ScheduledSettings(pl.Callback):
     checkpoint was saved. A module with several optimizers advances by one for each of their steps.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._following: list[FollowsSchedules] = []
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin, or go on where the checkpoint was saved."""
-        set_schedules(pl_module, trainer.global_step)
+        self._following = [part for part in pl_module.modules() if isinstance(part, FollowsSchedules)]
+        self._follow(trainer)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Take up the settings of the next step."""
-        set_schedules(pl_module, trainer.global_step)
+        self._follow(trainer)
+
+    def _follow(self, trainer: pl.Trainer) -> None:
+        for part in self._following:
+            part.set_step(trainer.global_step)

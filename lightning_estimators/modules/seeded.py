@@ -88,19 +88,7 @@ class EvaluationNoise(pl.Callback):
         """Forget the seed of an earlier run, unless one is being resumed; agree on it before a step needs it."""
         if isinstance(pl_module, SeededModule) and trainer.ckpt_path is None:
             pl_module.forget_seed()
-        self._agree(pl_module)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Agree on the seed before processes may differ in what they do."""
-        self._agree(pl_module)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Agree on the seed before processes may differ in what they do."""
-        self._agree(pl_module)
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Agree on the seed before processes may differ in what they do."""
-        self._agree(pl_module)
+        self._agree(trainer, pl_module)
 
     def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Seed a batch."""
@@ -114,25 +102,17 @@ class EvaluationNoise(pl.Callback):
         """Seed a batch."""
         self._seed(pl_module, PREDICT, *args)
 
-    def on_validation_batch_end(self, *_: Any) -> None:
+    def _agree(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Agree on the seed before processes may differ in what they do."""
+        if isinstance(pl_module, SeededModule):
+            pl_module.noise_seed()
+
+    def _give_back(self, *_: Any) -> None:
         """Give the generators back."""
         self._open.close()
 
-    def on_test_batch_end(self, *_: Any) -> None:
-        """Give the generators back."""
-        self._open.close()
-
-    def on_predict_batch_end(self, *_: Any) -> None:
-        """Give the generators back."""
-        self._open.close()
-
-    def on_exception(self, *_: Any) -> None:
-        """Give the generators back."""
-        self._open.close()
-
-    def _agree(self, module: pl.LightningModule) -> None:
-        if isinstance(module, SeededModule):
-            module.noise_seed()
+    on_validation_start = on_test_start = on_predict_start = _agree
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_exception = _give_back
 
     def _seed(
         self, module: pl.LightningModule, stream: int, batch: Any, batch_idx: int, dataloader_idx: int = 0

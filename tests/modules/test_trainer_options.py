@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 from lightning_estimators.callbacks import FiniteTraining
 from lightning_estimators.chained_optimizer import ChainedOptimizer
-from lightning_estimators.estimators import REBAR, REINFORCE, RELAX
+from lightning_estimators.estimators import REBAR, REINFORCE, RELAX, Concrete
 from lightning_estimators.modules import chain_optimizers, clip_gradients_of_parts
 from modules.tiny import Gradients, Recorder, Rows, Tiny, rows, same, state, trainer
 
@@ -288,6 +288,36 @@ def test_state_of_both_parts_resumes_exactly(kind, tmp_path):
     made = trainer(max_epochs=2)
     made.fit(module, Rows(rows()), ckpt_path=tmp_path / "2.ckpt")
     assert same(state(module)["optimizers"], saved["optimizer_states"])
+
+
+class Counter(pl.Callback):
+    """Counts batches up to a limit; both are its arguments, and both are in its state."""
+
+    def __init__(self, count=0, limit=3):
+        super().__init__()
+        self.count, self.limit = count, limit
+
+    def on_train_batch_end(self, *_):
+        self.count += 1
+
+    def state_dict(self):
+        return {"count": self.count, "limit": self.limit}
+
+    def load_state_dict(self, state):
+        vars(self).update(state)
+
+
+def test_options_given_anew_win_over_what_a_checkpoint_restores(tmp_path):
+    first = fit(Subclass(Concrete(), optimizer=SGD), max_steps=2, callbacks=[Counter()])
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    same, other = Counter(), Counter(limit=9)
+    for counter, rate, temperature in ((same, 0.1, 0.5), (other, 0.5, 0.25)):
+        module = Subclass(Concrete(temperature), optimizer=functools.partial(torch.optim.SGD, lr=rate))
+        run = trainer(max_steps=3, callbacks=[counter])
+        run.fit(module, Rows(rows()), ckpt_path=tmp_path / "first.ckpt")
+        assert run.optimizers[0].param_groups[0]["lr"] == rate
+        assert module.estimator.temperature.item() == pytest.approx(temperature)
+    assert (same.count, same.limit, other.count, other.limit) == (3, 3, 3, 9)
 
 
 def test_a_plain_module_stops_at_a_step_that_is_not_finite():
