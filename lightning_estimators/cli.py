@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -21,21 +21,27 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 # Imports are the registry: whatever is imported has a short name on the command line.
 from lightning_estimators import baselines, datamodules, estimators, networks, schedulers  # noqa: F401
-from lightning_estimators.checkpoints import check_classes, class_paths, imported_class, read_checkpoint
-from lightning_estimators.commandline.checkpoints import find_checkpoint
+from lightning_estimators.checkpoints import class_paths, imported_class
+from lightning_estimators.commandline.checkpoints import given_class, saved_job, wanted_checkpoint
 from lightning_estimators.commandline.comparing_trainer import ComparingTrainer, subcommands
 from lightning_estimators.commandline.default_callbacks import default_callbacks
-from lightning_estimators.commandline.overrides import Overrides
-from lightning_estimators.commandline.parser import CONFIGS, Parser, arrange
+from lightning_estimators.commandline.parser import Parser
 from lightning_estimators.commandline.refusals import is_refusal, root_cause
 from lightning_estimators.commandline.run_config import RunConfig
 from lightning_estimators.commandline.run_logger import RunLogger
-from lightning_estimators.commandline.surroundings import check_surroundings
+from lightning_estimators.commandline.surroundings import (
+    check_number_of_processes,
+    check_surroundings,
+    check_writable,
+)
+from lightning_estimators.commandline.words import CONFIGS, arranged, environment_as_words, without_model_and_data
 from lightning_estimators.modules import EstimatorModule
-from lightning_estimators.modules.recorded import CHECKPOINT_KEY
 from lightning_estimators.private_api import whole_numbers_first
 
 __all__ = ["EstimatorCLI", "RunConfig", "main"]
+
+_TOLD_BY_DATA = ("image_shape", "observation_size", "action_kind", "action_sizes")
+"""Arguments of models that a datamodule with an attribute of that name fills in."""
 
 
 class EstimatorCLI(LightningCLI):
@@ -52,6 +58,7 @@ class EstimatorCLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType = None, *, run: bool = True) -> None:
+        self._words: Any = sys.argv[1:] if args is None else args
         common = {"allow_abbrev": False}
         super().__init__(
             EstimatorModule,
@@ -68,7 +75,11 @@ class EstimatorCLI(LightningCLI):
             auto_configure_optimizers=False,
         )
 
-    subcommands = staticmethod(subcommands)
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in the base class
+        """Return Lightning's subcommands and `compare`; only the one that the first word names, to start sooner."""
+        known = subcommands()
+        named = known.keys() & set(self._words[:1] if isinstance(self._words, list) else ())
+        return {name: known[name] for name in named} or known
 
     def setup_parser(self, add_subcommands: bool, main_kwargs: Any, subparser_kwargs: Any) -> None:  # noqa: FBT001
         """Build two parsers: the real one, and one for which model and data may be anything, to be asked first."""
@@ -87,55 +98,57 @@ class EstimatorCLI(LightningCLI):
             parser.add_argument(f"--{name}", type=Any, sub_configs=True)
 
     def add_arguments_to_parser(self, parser: Parser) -> None:  # type: ignore[override]  # the parser_class above
-        """Add the options of checkpoints; tell models that ask for it the shape of the images."""
+        """Add the options of checkpoints; tell models that ask for it what the data know."""
         parser.add_class_arguments(ModelCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
         parser.add_argument(
             "--trust_checkpoint", type=bool, default=False, help="Import whatever classes the checkpoint names."
         )
         whole_numbers_first(parser)
         job = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
+        model_and_data = {name: job.pop(name) for name in ("model", "data")}
+        parser.set_defaults(job)
         if not self._sketches:
+            parser.job = model_and_data
             for name in _TOLD_BY_DATA:
                 parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
-            parser.job = {name: job[name] for name in ("model", "data")}
-        parser.set_defaults({name: value for name, value in job.items() if name not in ("model", "data")})
         self.parsers.append(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse: default job < checkpoint < environment variables < configuration files < options."""
-        words: Any = sys.argv[1:] if args is None else args
-        if not isinstance(words, dict | Namespace):
-            words = arrange(words, list(self.subcommands()))
-        asked, problem = self._sketch_of(words)
-        subcommand = asked.get("subcommand")
-        own = next(one for one in self.parsers if getattr(one, "subcommand", None) == subcommand or not subcommand)
-        asked = asked[subcommand] if subcommand else asked
-        for name in ("model", "data"):
-            if _class_in(asked.get(name)):
-                own.job.pop(name, None)
+        words = self._words
+        if isinstance(words, dict | Namespace):
+            return self._parse(words, words)
+        words = arranged(words, self.subcommands())
+        subcommand = next((word for word in words if word in self.subcommands()), None)
+        if not parser.default_env:
+            return self._parse(words, without_model_and_data(words))
+        with environment_as_words(subcommand) as given:
+            after = words.index(subcommand) + 1 if subcommand else 0
+            words = words[:after] + given + words[after:]
+            self._parse(words, without_model_and_data(words))
+
+    def _parse(self, words: Any, outside: Any) -> None:
+        """Parse what is outside of model and data, which tells the defaults of what is inside, and then all."""
         try:
-            self.checkpoint = self._checkpoint_of(subcommand, asked, own)
-        except (OSError, ValueError) as error:
-            own.error(str(error))
-        # For --help, and for a file that says only what differs.
-        own.set_defaults({name: job for name, job in own.job.items() if imported_class(job["class_path"])})
-        parse = parser.parse_object if isinstance(words, dict | Namespace) else parser.parse_args
-        self.config = parse(words)
-        if problem is not None:
-            own.error(str(problem))
+            asked = _parsed(self.sketch, outside)
+        except ArgumentError:
+            _parsed(self.parser, words)  # whose message is the better one
+            raise
+        subcommand = asked.get("subcommand")
+        own = next(one for one in self.parsers if not subcommand or getattr(one, "subcommand", None) == subcommand)
+        asked = asked[subcommand] if subcommand else asked
+        own.job = {name: value for name, value in own.job.items() if not given_class(asked.get(name))}
+        self.checkpoint = wanted_checkpoint(subcommand, asked)
+        if self.checkpoint:
+            own.job |= saved_job(self.checkpoint, subcommand, asked)
+        own.show_job()
+        self.config = _parsed(self.parser, words)
         config = self.config[subcommand] if subcommand else self.config
-        for path in class_paths(config.as_dict()):
-            if imported_class(path) is None:
-                own.error(f"{path} is given as a class to build, and is none.")
-        for name in _TOLD_BY_DATA:
-            if any(str(word).startswith(f"--model.{name}") for word in words):
-                data = imported_class(config["data"]["class_path"])
-                if data is not None and hasattr(data, name):
-                    own.error(f"--model.{name}: {data.__name__} says what it is; leave it out.")
+        _check(config, words)
         if subcommand:
             config["ckpt_path"] = None  # until Lightning has passed the point where it reads options from it itself
         if config["seed_everything"] is True:
-            config["seed_everything"] = _drawn_seed(own)
+            config["seed_everything"] = _drawn_seed()
 
     def before_instantiate_classes(self) -> None:
         """Hand the checkpoint over to the Trainer."""
@@ -155,13 +168,13 @@ class EstimatorCLI(LightningCLI):
         logger = settings["logger"]
         if not settings["barebones"] and (logger is None or logger is True):
             logger = RunLogger(root, version=SLURMEnvironment.job_id(), default_hp_metric=False)
+        if settings["barebones"]:
+            settings["log_every_n_steps"] = None  # which Lightning refuses beside it, and the default job has it
         loggers = [one for one in (logger if isinstance(logger, list) else [logger]) if isinstance(one, Logger)]
         callbacks = settings["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if settings["callbacks"] != []:  # an empty list asks for nothing
             callbacks += default_callbacks(self.subcommand, self.model, self.datamodule, loggers, callbacks)
-        if self.subcommand == "fit" and self.checkpoint:
-            callbacks.append(Overrides())
         saves = settings["enable_checkpointing"] is not False and not settings["barebones"]
         own = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
         # Beside a ModelCheckpoint in a configuration, only one that was asked for.
@@ -172,8 +185,11 @@ class EstimatorCLI(LightningCLI):
             if saves and self.subcommand == "fit":
                 folders.add(options["checkpoint"].dirpath or (None if loggers else root))
             for folder in sorted(str(folder) for folder in folders if folder is not None):
-                self._check_writable(folder)
-        return super().instantiate_trainer(logger=logger, callbacks=callbacks, **kwargs)
+                check_writable(folder)
+        trainer = super().instantiate_trainer(logger=logger, callbacks=callbacks, **kwargs)
+        if isinstance(trainer.accelerator, CPUAccelerator):
+            check_number_of_processes(trainer.num_devices)
+        return trainer
 
     def predict(self, **kwargs: Any) -> None:
         """Run `Trainer.predict` and keep what it returns beside the logs, as predictions.pt."""
@@ -184,91 +200,29 @@ class EstimatorCLI(LightningCLI):
             torch.save(predictions, path)
             rank_zero_info(f"Predictions, one entry per batch, are in {path}")
 
-    def _sketch_of(self, words: Any) -> tuple[Namespace, ArgumentError | None]:
-        """Options but for those inside model and data, and what is wrong with them."""
-        try:
-            if isinstance(words, dict | Namespace):
-                return self.sketch.parse_object(words), None
-            kept, inside = [], False
-            for word in words:
-                inside = word.startswith(("--model.", "--data.", "--print_config")) or (inside and word[:2] != "--")
-                kept += [] if inside else [word]
-            if not any(word == "-h" or word.partition("=")[0].endswith("help") for word in words):
-                return self.sketch.parse_args(kept), None
-        except ArgumentError as error:
-            return _NOTHING, error
-        return _NOTHING, None
 
-    def _checkpoint_of(self, subcommand: str | None, asked: Namespace, parser: Parser) -> str | None:
-        """Return the path of the checkpoint, and let the job be the one that it keeps."""
-        path: Any = asked.get("ckpt_path")
-        if path in ("last", "best"):
-            try:
-                trainer, options = asked.trainer.as_dict(), asked.checkpoint.as_dict()
-                path = find_checkpoint(path, trainer, options, elsewhere=subcommand != "fit")
-            except FileNotFoundError as error:
-                if subcommand != "fit" or path != "last":
-                    raise
-                rank_zero_info(f"{error} Beginning anew.")
-                return None
-        if not path or path == "hpc" or str(path).startswith("registry"):
-            return path or None
-        checkpoint = read_checkpoint(path, weights_only=asked.get("weights_only") is not False)
-        if subcommand == "fit" and "optimizer_states" not in checkpoint:
-            raise ValueError(
-                f"{path} holds weights only (--checkpoint.save_weights_only true), from which `fit` cannot go on; "
-                "validate, test and predict can use it."
-            )
-        arguments = dict(checkpoint.get("hyper_parameters") or {})
-        arguments.pop("_instantiator", None)
-        kept = checkpoint.get(CHECKPOINT_KEY, {})
-        saved = {"model": {"class_path": arguments.pop("_class_path", None), "init_args": arguments}}
-        saved["data"] = dict(kept.get("data") or {})
-        named = {_class_in(asked.get(name)) for name in saved}
-        trusted = {"*"} if asked.get("trust_checkpoint") else {str(name).partition(".")[0] for name in named}
-        for name, value in saved.items():
-            given = _class_in(asked.get(name))
-            # What is named in its place may be the same class, moved or renamed.
-            check_classes(value.get("init_args") if given else value, trusted)
-            if value.get("class_path"):
-                parser.job[name] = value
-        if "seed_everything" in kept:
-            parser.set_defaults({"seed_everything": kept["seed_everything"]})
-        return str(path)
-
-    def _check_writable(self, folder: str) -> None:
-        if "://" in folder:
-            return
-        try:
-            folder = os.path.expanduser(folder)
-            os.makedirs(folder, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            self.parser.error(
-                f"the folder for logs and checkpoints cannot be written: {folder} ({error.strerror}). Give another "
-                "with --trainer.default_root_dir, or write none with --trainer.logger false "
-                "--trainer.enable_checkpointing false."
-            )
+def _parsed(parser: LightningArgumentParser, words: Any) -> Namespace:
+    """Parse words, or options as Python has them."""
+    return parser.parse_object(words) if isinstance(words, dict | Namespace) else parser.parse_args(words)
 
 
-_TOLD_BY_DATA = ("image_shape", "observation_size", "action_kind", "action_sizes")
-"""Arguments of models that a datamodule with an attribute of that name fills in."""
+def _check(config: Namespace, words: Any) -> None:
+    """Raise where options cannot be what they are meant to be, but jsonargparse takes them."""
+    for path in class_paths(config.as_dict()):
+        if imported_class(path) is None:
+            raise ValueError(f"{path} is given as a class to build, and is none.")
+    data = imported_class(config["data"]["class_path"])
+    for name in _TOLD_BY_DATA:
+        if hasattr(data, name) and any(str(word).startswith(f"--model.{name}") for word in words):
+            raise ValueError(f"--model.{name}: {config['data']['class_path']} says what it is; leave it out.")
 
-_NOTHING = Namespace()  # type: ignore[no-untyped-call]  # jsonargparse has no types
 
-
-def _class_in(value: Any) -> str | None:
-    """The class that an option names, if it does."""
-    return value if isinstance(value, str) else value.get("class_path") if value else None
-
-
-def _drawn_seed(parser: Parser) -> int:
+def _drawn_seed() -> int:
     """A seed, which is the same on all processes that Lightning starts."""
     if (seed := os.environ.get("PL_GLOBAL_SEED")) and "LOCAL_RANK" in os.environ:
         return int(seed)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        parser.error("--seed_everything true: processes that were started one by one cannot agree. Give a number.")
+        raise ValueError("--seed_everything true: processes that were started one by one cannot agree. Give a number.")
     return random.SystemRandom().randrange(2**32)
 
 

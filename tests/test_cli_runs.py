@@ -155,6 +155,26 @@ def test_the_environment_counts_between_checkpoint_and_files(monkeypatch):
     assert EstimatorCLI([*TEST, "--seed_everything=6"]).config.test.seed_everything == 6
 
 
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"MODEL__ESTIMATOR": "RELAX", "MODEL__NUM_LATENTS": "[5]"}, ("RELAX", (5,), 100)),
+        ({"MODEL": "{class_path: DiscreteLatentModel, init_args: {estimator: RELAX}}"}, ("RELAX", (200,), 100)),
+        ({"DATA": "{class_path: Digits, init_args: {batch_size: 7}}", "MODEL__NUM_LATENTS": "[5]"}, ("REBAR", (6,), 7)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_the_environment_names_classes_and_their_options(monkeypatch, environment, told):
+    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
+    for name, value in environment.items():
+        monkeypatch.setenv(f"PL_{name}", value)
+    later = ["--model.num_latents=[6]"] if told[1] == (6,) else []
+    built = EstimatorCLI([*QUIET, *later], run=False)
+    (estimator,), (shape,) = built.model.estimators, built.model.event_shapes
+    assert (type(estimator).__name__, shape, built.datamodule.batch_size) == told
+    assert all(os.environ[f"PL_{name}"] == value for name, value in environment.items())  # for other processes
+
+
 def test_a_seed_that_is_drawn_is_noted():
     seeds = []
     for _ in range(2):
@@ -346,6 +366,19 @@ def test_warm_up_then_decay_in_a_file(written):
         rates.append(cli.trainer.optimizers[0].parts["model"].param_groups[0]["lr"])
     assert rates == pytest.approx([0.75, 1.0, 0.1])
     DiscreteLatentModel.load_from_checkpoint(cli.trainer.checkpoint_callback.last_model_path)
+
+
+def test_schedules_at_once_in_a_file():
+    Path("c.yaml").write_text(
+        "model:\n  class_path: DiscreteLatentModel\n  init_args:\n    estimator: {class_path: REBAR}\n"
+        "    optimizer: {class_path: SGD, init_args: {lr: 1.0}}\n"
+        "    lr_scheduler:\n      class_path: torch.optim.lr_scheduler.ChainedScheduler\n"
+        "      init_args:\n        schedulers:\n"
+        "          - {class_path: LinearLR, init_args: {start_factor: 0.5, total_iters: 1}}\n"
+        "          - {class_path: ExponentialLR, init_args: {gamma: 0.25}}\n"
+    )
+    cli = EstimatorCLI([*FIT, "--config=c.yaml"])
+    assert cli.trainer.optimizers[0].parts["model"].param_groups[0]["lr"] == pytest.approx(0.25)
 
 
 def test_a_plateau_by_its_short_name():

@@ -1,4 +1,4 @@
-"""Finding the checkpoints of earlier runs."""
+"""The checkpoints of earlier runs: where they are, and what job they hold."""
 
 from __future__ import annotations
 
@@ -7,12 +7,71 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_estimators.checkpoints import read_checkpoint
+from lightning_estimators.checkpoints import check_classes, read_checkpoint
 from lightning_estimators.modules.recorded import CHECKPOINT_KEY
 
-__all__ = ["find_checkpoint"]
+__all__ = ["find_checkpoint", "given_class", "saved_job", "wanted_checkpoint"]
+
+
+def wanted_checkpoint(subcommand: str | None, asked: Namespace) -> str | None:
+    """Return the path that `--ckpt_path` means; None if there is none yet, from which `fit` begins anew.
+
+    Args:
+        subcommand: "fit", "test", ...
+        asked: Its options, but for those inside model and data.
+    """
+    path = asked.get("ckpt_path")
+    if path not in ("last", "best"):
+        return str(path) if path else None
+    try:
+        trainer, options = asked.trainer.as_dict(), asked.checkpoint.as_dict()
+        return find_checkpoint(path, trainer, options, elsewhere=subcommand != "fit")
+    except FileNotFoundError as error:
+        if subcommand != "fit" or path != "last":
+            raise
+        rank_zero_info(f"{error} Beginning anew.")
+        return None
+
+
+def saved_job(path: str, subcommand: str | None, asked: Namespace) -> dict[str, Any]:
+    """Return the model, data and seed of the run that wrote a checkpoint, as in a configuration file.
+
+    Args:
+        path: Of the checkpoint.
+        subcommand: "fit", "test", ...
+        asked: Its options, but for those inside model and data.
+
+    Raises:
+        ValueError: It cannot be used, or what it describes must not be built on its word.
+    """
+    if path == "hpc" or path.startswith("registry"):  # Lightning finds these later
+        return {}
+    checkpoint = read_checkpoint(path, weights_only=asked.get("weights_only") is not False)
+    if subcommand == "fit" and "optimizer_states" not in checkpoint:
+        raise ValueError(
+            f"{path} holds weights only (--checkpoint.save_weights_only true), from which `fit` cannot go on; "
+            "validate, test and predict can use it."
+        )
+    arguments = dict(checkpoint.get("hyper_parameters") or {})
+    arguments.pop("_instantiator", None)
+    kept = checkpoint.get(CHECKPOINT_KEY, {})
+    job = {"model": {"class_path": arguments.pop("_class_path", None), "init_args": arguments}}
+    job["data"] = dict(kept.get("data") or {})
+    given = {name: given_class(asked.get(name)) for name in job}
+    trusted = {"*"} if asked.get("trust_checkpoint") else {str(name).partition(".")[0] for name in given.values()}
+    for name, saved in job.items():
+        # What is named in its place may be the same class, moved or renamed.
+        check_classes(saved.get("init_args") if given[name] else saved, trusted)
+    seed = {name: kept[name] for name in ("seed_everything",) if name in kept}
+    return {name: saved for name, saved in job.items() if saved.get("class_path")} | seed
+
+
+def given_class(value: Any) -> str | None:
+    """Return the class that an option names, if it does."""
+    return value if isinstance(value, str) else value.get("class_path") if value else None
 
 
 def find_checkpoint(which: str, trainer: Mapping[str, Any], options: Mapping[str, Any], *, elsewhere: bool) -> str:

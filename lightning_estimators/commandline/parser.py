@@ -1,11 +1,9 @@
-"""The command line's parser: jsonargparse's, with a default job, packaged configurations and short messages."""
+"""The command line's parser: jsonargparse's, with a default job, and messages of one line."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from inspect import signature
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -18,18 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_estimators.checkpoints import imported_class
+from lightning_estimators.commandline.words import meant
 
-__all__ = ["CONFIGS", "Parser", "arrange"]
-
-CONFIGS = Path(__file__).parents[1] / "configs"
-"""Where the configuration files of the package are."""
-
-_PLATEAU, _SEQUENTIAL = "lightning.pytorch.cli.ReduceLROnPlateau", "lightning_estimators.schedulers.SequentialSchedule"
-_MEANT = {
-    **dict.fromkeys(("ReduceLROnPlateau", "torch.optim.lr_scheduler.ReduceLROnPlateau"), _PLATEAU),
-    **dict.fromkeys(("SequentialLR", "torch.optim.lr_scheduler.SequentialLR"), _SEQUENTIAL),
-}
-"""Classes of torch that cannot be described in a configuration, and those that can."""
+__all__ = ["Parser"]
 
 _MOST_VALUES = 100_000  # in one configuration
 
@@ -53,6 +42,11 @@ class Parser(LightningArgumentParser):
             defaults[name] = _as_parsed(value)
         return defaults
 
+    def show_job(self) -> None:
+        """Let `--help` show model and data of the job, and configuration files leave out their classes."""
+        shown = {name: value for name, value in self.job.items() if name in ("model", "data")}
+        self.set_defaults({name: value for name, value in shown.items() if imported_class(value["class_path"])})
+
     def print_usage(self, *args: Any) -> None:
         """Print nothing: a hint at `--help` follows."""
 
@@ -73,11 +67,13 @@ class Parser(LightningArgumentParser):
         owners = [owner for part in message.split("'") if "." in part and (owner := imported_class(part))]
         makers = [vars(base)["__init__"] for owner in owners for base in owner.__mro__ if "__init__" in vars(base)]
         known = {name for maker in makers for name in signature(maker).parameters}
-        known |= {f"--{name}" for name in self.get_defaults().keys()} | {cls.__name__ for cls in pending}  # noqa: SIM118
+        options = list(self.get_defaults().keys())
+        known |= {f"--{name}" for name in options} | {cls.__name__ for cls in pending}
         typed = {part for word in getattr(self, "args", []) for part in (word, *word.partition("=")[::2])}
         typed |= {word.rpartition(".")[2] for word in typed if word.startswith("--")}
-        misspelt = [word for word in sorted(typed) if word and word not in known and word in message]
-        return [near for word in misspelt for near in difflib.get_close_matches(word, known, 1, 0.8)]
+        typed -= known | {name.rpartition(".")[2] for name in options}
+        misspelt = [word for word in sorted(typed) if word and word in message]
+        return sorted({near for word in misspelt for near in difflib.get_close_matches(word, known, 1, 0.8)})
 
 
 _NOISE = (
@@ -94,31 +90,6 @@ def _as_parsed(value: Any) -> Any:
     return [_as_parsed(item) for item in value] if isinstance(value, list) else value
 
 
-def arrange(words: Sequence[str], subcommands: Sequence[str]) -> list[str]:
-    """Return the words of a command line with its configuration files first, since the last word wins.
-
-    A file that does not exist is looked for among those of the package.
-    """
-    start = next((index + 1 for index, word in enumerate(words) if word in subcommands), 0)
-    files, options = list(words[:start]), []
-    rest = iter(words[start:])
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if name in ("-c", "--config") and (equals or (value := next(rest, ""))):
-            files.append(f"--config={_named(value)}")
-        else:
-            options.append(f"{name}={_MEANT[value]}" if value in _MEANT else _MEANT.get(word, word))
-    return files + options
-
-
-def _named(config: str) -> str:
-    candidates = (Path(config), Path(f"{config}.yaml"), CONFIGS / config, CONFIGS / f"{config}.yaml")
-    try:
-        return str(next((path for path in candidates if path.is_file()), config))
-    except OSError:  # text in place of a file, too long for a name
-        return config
-
-
 def _load_yaml(text: str) -> Any:
     """Load YAML, unless it repeats itself, through its aliases, into more values than a machine can hold."""
     loaded = _yaml(text)
@@ -128,8 +99,8 @@ def _load_yaml(text: str) -> Any:
         count += 1
         if count > _MOST_VALUES:
             raise yaml.YAMLError(f"more than {_MOST_VALUES} values, or an alias inside what it stands for.")
-        if isinstance(value, dict) and (meant := _MEANT.get(str(value.get("class_path")))):
-            value["class_path"] = meant
+        if isinstance(value, dict) and "class_path" in value:
+            value["class_path"] = meant(str(value["class_path"]))
         if isinstance(value, dict | list):
             pending.extend(value.values() if isinstance(value, dict) else value)
     return loaded

@@ -1,10 +1,11 @@
-"""What must be in order before anything is imported that would stumble over it."""
+"""What must be in order before a run; imports nothing that would stumble over it."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 
-__all__ = ["check_surroundings"]
+__all__ = ["check_number_of_processes", "check_surroundings", "check_writable"]
 
 _LEAST = {"RANK": 0, "LOCAL_RANK": 0, "NODE_RANK": 0, "GROUP_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
 
@@ -27,3 +28,38 @@ def check_surroundings() -> None:
                 f"the environment variable {name} must be an integer of at least {least}, got {value!r}. It is set by "
                 "launchers such as torchrun; unset it to run on this machine alone."
             )
+
+
+def check_writable(folder: str) -> None:
+    """Make a folder for logs and checkpoints, unless it lies on another machine.
+
+    Raises:
+        OSError: It cannot be made or written.
+    """
+    if "://" in folder:
+        return
+    try:
+        folder = os.path.expanduser(folder)
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"the folder for logs and checkpoints cannot be written: {folder} ({error.strerror}). Give another with "
+            "--trainer.default_root_dir, or write none with --trainer.logger false "
+            "--trainer.enable_checkpointing false."
+        ) from error
+
+
+def check_number_of_processes(asked: int) -> None:
+    """Raise where a run would start far more processes than there are processors for.
+
+    Raises:
+        ValueError: There are more than four for each.
+    """
+    processors = os.cpu_count() or 1
+    if asked > 4 * processors:
+        raise ValueError(
+            f"--trainer.devices {asked}: on the CPU that is as many processes, and this machine has {processors} "
+            f"processors. Ask for {4 * processors} at most."
+        )
