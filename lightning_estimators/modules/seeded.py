@@ -107,7 +107,7 @@ class EvaluationNoise(pl.Callback):
         if isinstance(pl_module, SeededModule):
             pl_module.noise_seed()
 
-    def _give_back(self, *_: Any) -> None:
+    def _give_back(self, *_: Any, **__: Any) -> None:
         """Give the generators back."""
         self._open.close()
 
