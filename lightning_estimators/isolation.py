@@ -12,13 +12,14 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["Undo", "generators_kept", "isolated", "mute", "remember"]
+__all__ = ["Undo", "alone", "generators_kept", "isolated", "mute", "remember"]
 
 _LEFT_ALONE = (
     nn.Parameter,  # the caller takes gradients and steps no optimizer
@@ -91,6 +92,25 @@ def generators_kept(*, include_cuda: bool) -> Iterator[None]:
             raised = error
     if raised is not None:
         raise raised
+
+
+@contextmanager
+def alone(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Let collective operations in the block involve a group only, so that nobody waits for processes that do others.
+
+    Args:
+        group: In the place of all processes: made by `torch.distributed.new_group`, of this process only. None to do
+            nothing, where there is one process anyway.
+    """
+    if group is None:
+        yield
+        return
+    everybody = dist.GroupMember.WORLD
+    dist.GroupMember.WORLD = group
+    try:
+        yield
+    finally:
+        dist.GroupMember.WORLD = everybody
 
 
 def remember(*values: Any) -> Undo:

@@ -5,15 +5,13 @@ This is the package's only implementation of these moments: callbacks, compariso
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["GradientMoments", "GradientStatistics", "MomentsWithErrors", "flatten"]
+__all__ = ["GradientMoments", "GradientStatistics", "flatten"]
 
 
 @dataclass(frozen=True)
@@ -169,115 +167,6 @@ class GradientMoments:
         between = self._squares(shift.unsqueeze(0)) * (before * count / total)
         self._running[name] = (total, old_mean + shift * (count / total), old_squares + squares + between)
         return between
-
-
-class MomentsWithErrors(GradientMoments):
-    r"""Mean and total variance of independent estimates, with standard errors of both; one estimate at a time.
-
-    Let $\Sigma$ be the covariance matrix of an estimate, which is too large to be stored.
-
-    - The total variance is $V = \operatorname{tr} \Sigma$. The k-th estimate adds
-      $\frac{k-1}{k} |g_k - \bar g_{k-1}|^2$ to the squared deviations. The mean of each such number is V, so V is
-      estimated by their average, and its standard error by their spread.
-    - $\operatorname{tr} \Sigma^2$ determines the error of $|\bar g|^2$. The differences
-      $d = (g_k - g_{k+1}) / \sqrt 2$ of disjoint pairs of estimates are independent and have covariance $\Sigma$, so
-      the mean of $(d_i \cdot d_j)^2$ is that trace.
-    - $b^T \Sigma b$, the variance along a direction b, is estimated from the last differences.
-
-    Memory: two gradients, and up to eight differences (fewer if they have more than 250,000 entries).
-
-    Args:
-        joint: Names for several gradients that are also treated as one vector, such as
-            `{"total": ["encoder", "decoder"]}`.
-
-    Source: Welford (1962), *Note on a method for calculating corrected sums of squares and products*,
-    https://doi.org/10.1080/00401706.1962.10490022, for the increments.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> moments = MomentsWithErrors()
-        >>> for _ in range(1000):
-        ...     moments.add({"g": torch.randn(10)})
-        >>> round(moments.total_variance("g"), 1), round(moments.variance_error("g"), 2)  # 10, sqrt(2 * 10 / 1000)
-        (10.1, 0.14)
-        >>> round(moments.squared_trace("g"))
-        10
-    """
-
-    def __init__(self, joint: Mapping[str, Sequence[str]] | None = None) -> None:
-        super().__init__(per_entry=False)
-        self._joint = {name: list(parts) for name, parts in (joint or {}).items()}
-        self._increments: dict[str, tuple[int, float, float]] = {}  # count, mean, sum of squared deviations
-        self._products: dict[str, tuple[int, float]] = {}  # count, sum of squares
-        self._first: dict[str, Tensor] | None = None
-        self._differences: deque[dict[str, Tensor]] = deque(maxlen=8)
-
-    def parts(self, name: str) -> list[str]:
-        """Return the names of the gradients that make up a joint vector, or just the name if it is a gradient's."""
-        return self._joint.get(name, [name])
-
-    def add(self, estimate: Mapping[str, Tensor]) -> None:
-        """Include one estimate of each gradient; it is detached."""
-        estimate = {name: g.detach().to(torch.promote_types(g.dtype, torch.float32)) for name, g in estimate.items()}
-        added = {name: self._add(name, 1, g, g.new_zeros(())) for name, g in estimate.items()}
-        for name, increment in self._numbers({n: g for n, g in added.items() if g is not None}).items():
-            count, mean, squares = self._increments.get(name, (0, 0.0, 0.0))
-            shift = increment - mean
-            mean += shift / (count + 1)
-            self._increments[name] = (count + 1, mean, squares + shift * (increment - mean))
-        if self._first is None:
-            self._first = estimate
-            return
-        first, self._first = self._first, None
-        difference = {name: (g - first[name]) * math.sqrt(0.5) for name, g in estimate.items() if name in first}
-        for other in self._differences:
-            dots = {
-                name: torch.dot(d.flatten(), other[name].flatten()) for name, d in difference.items() if name in other
-            }
-            for name, dot in self._numbers(dots).items():
-                count, total = self._products.get(name, (0, 0.0))
-                self._products[name] = (count + 1, total + dot**2)
-        self._differences.append(difference)
-        entries = sum(d.numel() for d in difference.values())
-        while len(self._differences) > max(2, 2**21 // entries):
-            self._differences.popleft()
-
-    def total_variance(self, name: str) -> float:
-        """Return the sum of the variances of the entries; NaN for fewer than two estimates."""
-        return self._increments[name][1] if name in self._increments else math.nan
-
-    def variance_error(self, name: str) -> float:
-        """Return the standard error of `total_variance`; NaN for fewer than three estimates."""
-        count, _, squares = self._increments.get(name, (0, 0.0, 0.0))
-        return math.sqrt(squares / (count - 1) / count) if count > 1 else math.nan
-
-    def squared_trace(self, name: str) -> float:
-        r"""Return $\operatorname{tr} \Sigma^2$; for fewer than four estimates $V^2$, which it cannot exceed."""
-        largest = self.total_variance(name) ** 2
-        count, total = self._products.get(name, (0, 0.0))
-        return min(total / count, largest) if count else largest
-
-    def variance_along(self, name: str, direction: Mapping[str, Tensor]) -> float:
-        r"""Return $b^T \Sigma b$; for fewer than eight estimates $|b|^2 V$, which it cannot exceed.
-
-        Args:
-            name: The name of a gradient, or of several that are joined to one vector.
-            direction: b, as a tensor for each gradient that makes up the vector.
-        """
-        parts = self.parts(name)
-        if len(self._differences) < 4:
-            return sum(float(direction[part].square().sum()) for part in parts) * self.total_variance(name)
-        dots = [sum(float(torch.dot(d[p].flatten(), direction[p].flatten())) for p in parts) for d in self._differences]
-        return sum(dot**2 for dot in dots) / len(dots)
-
-    def _numbers(self, figures: Mapping[str, Tensor]) -> dict[str, float]:
-        """Convert 0-d tensors to numbers, by one transfer from the device, and add their sums for joint vectors."""
-        if not figures:
-            return {}
-        values = torch.stack([figure.double() for figure in figures.values()]).tolist()
-        numbers = dict(zip(figures, values, strict=True))
-        sums = {name: sum(numbers.get(part, 0.0) for part in parts) for name, parts in self._joint.items()}
-        return numbers | sums
 
 
 def flatten(gradients: Iterable[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -73,13 +73,11 @@ def data_variance(subject: ModuleSubject, one: Measured, batches: Batches, secon
     """
     deadline = time.monotonic() + seconds
     between = GradientMoments(per_entry=False)
-    restore: Callable[[], None] = subject.session(*one.candidate.estimators.values())
     within = count = 0.0
     for index, batch in enumerate(batches):
-        draws = [
-            subject.on(batch).draw(one.candidate.estimators, (one.index, 3, index, k), restore).gradients
-            for k in range(2)
-        ]
+        other = subject.on(batch)
+        restore = other.session(*one.candidate.estimators.values())
+        draws = [other.draw(one.candidate.estimators, (one.index, 3, index, k), restore).gradients for k in range(2)]
         names = [name for name in subject.totals() if all(name in draw for draw in draws)]
         a, b = (torch.cat([draw[name] for name in names]) for draw in draws)
         between.update({"total": ((a + b) / 2).unsqueeze(0)})

@@ -49,6 +49,8 @@ class Candidate:
         exchanged: The places at which the estimator is not the module's own; all for what the module has.
         current: Whether it is what the module has.
         refused: Why it cannot be measured, or None.
+        claims_unbiased: Whether all its estimators say so.
+        evaluations: Of f and of its gradient, summed over the places that were exchanged.
         peak_bytes: See `Row`; so are the next two.
         learning_steps: Steps it had to learn.
         learning_curve: Steps and variances.
@@ -61,6 +63,8 @@ class Candidate:
     exchanged: list[str]
     current: bool = False
     refused: str | None = None
+    claims_unbiased: bool = False
+    evaluations: tuple[int, int] | None = None
     peak_bytes: float = float("nan")
     learning_steps: int = 0
     learning_curve: list[tuple[int, float]] = field(default_factory=list)
@@ -78,14 +82,11 @@ class Candidate:
             buffer.is_floating_point() for estimator in self.estimators.values() for buffer in estimator.buffers()
         )
 
-    def claims_unbiased(self, places: Mapping[str, Place]) -> bool:
-        """Whether all its estimators say so."""
-        return all(estimator.is_unbiased(places[path].q) for path, estimator in self.estimators.items())
-
-    def evaluations(self, places: Mapping[str, Place]) -> tuple[int, int]:
-        """Return evaluations of f and of its gradient, summed over the places that were exchanged."""
+    def ask(self, places: Mapping[str, Place]) -> None:
+        """Keep what its estimators say of themselves."""
+        self.claims_unbiased = all(bool(e.is_unbiased(places[path].q)) for path, e in self.estimators.items())
         counts = [self.estimators[path].evaluations(places[path].q) for path in self.exchanged]
-        return sum(values for values, _ in counts), sum(gradients for _, gradients in counts)
+        self.evaluations = sum(values for values, _ in counts), sum(gradients for _, gradients in counts)
 
     def classes(self) -> set[type]:
         """Return the classes of what was exchanged."""

@@ -4,32 +4,58 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 __all__ = ["leaves_of", "modules_of"]
 
+_LIBRARIES = {"builtins", "torch", "numpy", "lightning", "collections", "functools", "operator", "math"}
 
-def modules_of(f: Any) -> Iterator[nn.Module]:
-    """Yield the modules that a function uses: itself, what it is bound to, and what it is closed over."""
-    if isinstance(f, nn.Module):
-        yield f
-    elif isinstance(f, functools.partial):
-        for part in (f.func, *f.args, *f.keywords.values()):
-            yield from modules_of(part)
-    elif inspect.ismethod(f):
-        yield from modules_of(f.__self__)
-    elif inspect.isfunction(f):
-        variables = inspect.getclosurevars(f)
-        for value in (*variables.nonlocals.values(), *variables.globals.values()):
-            if isinstance(value, nn.Module):
-                yield value
-    else:
-        yield from (
-            (value for value in vars(f).values() if isinstance(value, nn.Module)) if hasattr(f, "__dict__") else ()
-        )
+
+def modules_of(f: Any) -> list[nn.Module]:
+    """Return the modules that a function uses: itself, and what it is bound to or closed over, however deep.
+
+    Followed are functions, methods, `functools.partial`, lists, tuples, dictionaries, and objects with attributes, but
+    for those of libraries.
+    """
+    found: list[nn.Module] = []
+    seen: dict[int, Any] = {}  # values are kept alive, so that no two have one identity
+    todo = [f]
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if isinstance(value, nn.Module):
+            found.append(value)
+        else:
+            todo += _inside(value)
+    return found
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if inspect.ismethod(value):
+        return [value.__self__, value.__func__]
+    if isinstance(value, type | ModuleType | Tensor) or _is_of_a_library(value):
+        return []
+    if inspect.isfunction(value):
+        variables = inspect.getclosurevars(value)
+        return [*variables.nonlocals.values(), *variables.globals.values()]
+    return list(vars(value).values()) if hasattr(value, "__dict__") else []
+
+
+def _is_of_a_library(value: Any) -> bool:
+    made = value if inspect.isroutine(value) else type(value)
+    return str(getattr(made, "__module__", "")).partition(".")[0] in _LIBRARIES
 
 
 def leaves_of(value: Tensor, stop: Sequence[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategoric
 
 from lightning_estimators.baselines import LeaveOneOut
 from lightning_estimators.comparison.candidates import Candidate, Place
+from lightning_estimators.comparison.combined_score import CombinedScore
 from lightning_estimators.distributions import as_one_hot, base_distribution, distribution_parameters, probabilities
 from lightning_estimators.estimators import (
     REINFORCE,
@@ -20,6 +22,7 @@ from lightning_estimators.estimators import (
     Pathwise,
     StochasticBackprop,
 )
+from lightning_estimators.estimators.combined import averages_costs
 from lightning_estimators.objectives import Objective
 
 __all__ = ["ClosedForm", "exact_candidate", "unbiased_candidates"]
@@ -90,10 +93,15 @@ def _check_quadratic(f: Objective, mean: Tensor, scale: Tensor) -> None:
 
 
 def exact_candidate(places: Mapping[str, Place]) -> Candidate | None:
-    """Return a candidate that is exact at every place, if its cost allows; None where a support is too large."""
+    """Return a candidate that is exact at every place, if its cost allows.
+
+    None where a support is too large, or where the objective is another one than the mean of the costs of samples.
+    """
     points = 1
     chosen: dict[str, GradientEstimator] = {}
     for path, place in places.items():
+        if place.own is not None and not averages_costs(place.own):
+            return None
         closed = isinstance(base_distribution(place.q), Normal)
         made: GradientEstimator = ClosedForm() if closed else Enumeration(MOST_POINTS)
         try:
@@ -117,7 +125,9 @@ def unbiased_candidates(places: Mapping[str, Place]) -> list[Candidate]:
     for makers in ((Pathwise, StochasticBackprop, _leave_one_out), (_leave_one_out,)):
         chosen: dict[str, GradientEstimator] = {}
         for path, place in places.items():
-            for make in makers:
+            own = place.own
+            of_own = () if own is None or averages_costs(own) else (functools.partial(CombinedScore, own),)
+            for make in of_own or makers:
                 try:
                     made = make()
                     made.prepare(place.q, place.context)

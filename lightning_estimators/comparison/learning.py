@@ -9,7 +9,7 @@ import torch
 
 from lightning_estimators.comparison.candidates import Candidate
 from lightning_estimators.comparison.subject import Subject
-from lightning_estimators.moments import MomentsWithErrors
+from lightning_estimators.moment_errors import MomentsWithErrors
 
 __all__ = ["LEARNING_RATE", "learn"]
 

@@ -16,6 +16,9 @@ import torch
 __all__ = ["TooSlowError", "peak_bytes", "time_limit"]
 
 
+_AGAIN = 0.5  # seconds
+
+
 class TooSlowError(RuntimeError):
     """A candidate took longer than its share of the budget."""
 
@@ -24,7 +27,8 @@ class TooSlowError(RuntimeError):
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise `TooSlowError` in the block once it has taken so many seconds, where the system can interrupt it.
 
-    It can on Unix in the main thread, between two operations of Python; elsewhere this does nothing.
+    It can on Unix in the main thread, between two operations of Python; elsewhere this does nothing. It is raised again
+    every half second, since Python drops what is raised while it clears up objects.
 
     Args:
         seconds: More than 0.
@@ -34,16 +38,19 @@ def time_limit(seconds: float) -> Iterator[None]:
         return
 
     def ring(*_: Any) -> None:
-        raise TooSlowError(f"a step took longer than {seconds:.2g} s, its share of the budget.")
+        raise TooSlowError(f"it took longer than {seconds:.2g} s, its share of the budget.")
 
     handler = signal.signal(signal.SIGALRM, ring)
     began = time.monotonic()
-    left, interval = signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))  # somebody else's timer may be running
+    left, interval = signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), _AGAIN)  # there may be a timer of others
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:  # it may ring in the line above
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
         if left:
             signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-3), interval)
 

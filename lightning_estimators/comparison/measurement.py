@@ -13,12 +13,14 @@ from lightning_estimators.comparison.candidates import Candidate, in_one_line
 from lightning_estimators.comparison.learning import learn
 from lightning_estimators.comparison.limits import TooSlowError, peak_bytes, time_limit
 from lightning_estimators.comparison.subject import Subject
-from lightning_estimators.moments import MomentsWithErrors
+from lightning_estimators.moment_errors import MomentsWithErrors
 
 __all__ = ["Measured", "Plan", "measure"]
 
 _FIRST = 10  # draws of every candidate before errors decide
+_FEWEST = 4  # of which a variance and its error can be told
 _LEARNING_SHARE = 0.35  # of the budget, for all that learn
+_FIRST_SHARE = 0.35  # of the budget, for the first draws of all
 _PATIENCE = 3.0  # equal shares of the budget that one candidate may take
 
 
@@ -53,14 +55,14 @@ class Measured:
         """Of the variance; 0 where there is none."""
         variance, error = self.moments.total_variance("total"), self.moments.variance_error("total")
         # Few draws may look alike by chance, and would then get no more.
-        return 0.0 if self.is_exact else max(error / variance, 0.5 / math.sqrt(self.count))
+        return 0.0 if self.is_exact else max(error / variance if variance > 0 else 0.0, 0.5 / math.sqrt(self.count))
 
     @property
     def is_exact(self) -> bool:
-        """Whether all draws were the same, to rounding."""
+        """Whether all draws were the same, to rounding, and not 0, which draws also are that miss what is rare."""
         variance = self.moments.total_variance("total")
         square = sum(float(self.moments.mean(part).square().sum()) for part in self.moments.parts("total"))
-        return self.count > 2 and variance <= self.subject.rounding**2 * square
+        return self.count > 2 and square > 0 and variance <= self.subject.rounding**2 * square
 
     def warm_up(self) -> None:
         """Draw once without keeping it, since first calls also compile and check; find out the memory of a second."""
@@ -169,9 +171,9 @@ class _Turns:
                 raise TimeoutError("the budget ended before its turn came.")
             with time_limit(seconds):
                 act(one)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             one.put_back()
-            if one.count < _FIRST or not isinstance(error, TooSlowError):  # the budget may end during a draw
+            if one.count < _FEWEST or not isinstance(error, TooSlowError):  # the budget may end during a draw
                 candidate.refused = in_one_line(error)
         changed = self.subject.weights.restore()
         if changed:
@@ -180,13 +182,14 @@ class _Turns:
         self._show(candidate)
 
     def _first(self, one: Measured) -> None:
+        one.candidate.ask(self.subject.places)
         one.warm_up()
         if one.candidate.learns() and self.plan.learning_steps:
             seconds = _LEARNING_SHARE * self.plan.budget / self.learners
             learn(self.subject, one.candidate, one.index, self.plan.learning_steps, time.monotonic() + seconds)
         one.begin()
         count = _FIRST if self.plan.draws is None else min(_FIRST, self.plan.draws)
-        share = self.plan.budget / len(self.measured)
+        share = _FIRST_SHARE * self.plan.budget / len(self.measured)
         self._draws(one, time.monotonic() + share, count)
 
     def _draws(self, one: Measured, deadline: float, count: float = math.inf) -> None:

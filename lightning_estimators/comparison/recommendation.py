@@ -24,10 +24,13 @@ def recommend(rows: Sequence[Row], reference: Reference, data_variance: float | 
         reference: What their bias is relative to.
         data_variance: Variance between batches, if it is known.
     """
-    measured = [row for row in rows if row.refused is None and not math.isnan(row.work_variance)]
+    answered = [row for row in rows if row.refused is None and not math.isnan(row.work_variance)]
+    measured = [row for row in answered if row.variance != 0 or row.signal_to_noise != 0]
     unbiased = [row for row in measured if not row.is_biased]
-    if not measured:
+    if not answered:
         return "nothing could be measured: see what each row says was refused."
+    if not measured:
+        return "none, since every estimate was 0: there is no gradient here, or one that so few draws miss."
     current = next((row for row in measured if row.current), None)
     best = min(unbiased, key=_work, default=None)
     said = [_of_unbiased(best, current, [row for row in unbiased if row is not best])]
@@ -116,4 +119,4 @@ def _times(better: Row, worse: Row) -> str:
     if better.work_variance == 0:
         return "which is exact here, against"
     ratio = worse.work_variance / better.work_variance
-    return f"{ratio:.{0 if ratio >= 10 else 1}f} times less variance × time than"
+    return f"{ratio:.{0 if ratio >= 9.95 else 1}f} times less variance × time than"

@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 from lightning_estimators.comparison.batches import Batches, data_variance
 from lightning_estimators.comparison.candidates import Candidate, describe, exchanges
 from lightning_estimators.comparison.exact import exact_candidate, unbiased_candidates
+from lightning_estimators.comparison.figures import figures
 from lightning_estimators.comparison.learning import LEARNING_RATE
 from lightning_estimators.comparison.measurement import Measured, Plan, measure
 from lightning_estimators.comparison.recommendation import recommend
-from lightning_estimators.comparison.reference import References, figures
+from lightning_estimators.comparison.reference import References
 from lightning_estimators.comparison.result import Comparison
 from lightning_estimators.comparison.rows import Row
 from lightning_estimators.comparison.subject import ModuleSubject, Subject
@@ -77,13 +78,15 @@ def run(
         plan = Plan(0.0 if interrupted else left, options.draws, options.learning_steps, bar)
         measured, stopped = measure(subject, [*candidates, *hidden], plan, first_index=10)
         interrupted |= stopped
-        pool = References(
-            [] if subject.couples else [*references, *measured], subject.places, [*_groups(measured), "total"]
-        )
+        usable = [] if subject.couples else [*references, *measured]
+        pool = References(usable, [*_groups(measured), "total"], subject.rounding)
         between = None
         if data_share and not interrupted and isinstance(subject, ModuleSubject) and batches is not None:
             quietest = min(pool.pool, key=lambda one: one.moments.total_variance("total"), default=None)
-            between = None if quietest is None else data_variance(subject, quietest, batches, data_share)
+            try:
+                between = None if quietest is None else data_variance(subject, quietest, batches, data_share)
+            except KeyboardInterrupt:
+                interrupted = True
     rows = [_row(subject, one, pool) for one in measured[: len(candidates)]]
     reference = pool.summary()
     return Comparison(
@@ -129,7 +132,7 @@ def _groups(measured: Sequence[Measured]) -> list[str]:
 
 
 def _row(subject: Subject, one: Measured, pool: References) -> Row:
-    candidate, places = one.candidate, subject.places
+    candidate = one.candidate
     if candidate.refused is None and one.count < 3:
         candidate.refused = f"only {one.count} estimates could be drawn before the budget ended."
     if candidate.refused is not None:
@@ -140,10 +143,10 @@ def _row(subject: Subject, one: Measured, pool: References) -> Row:
     return Row(
         name=candidate.name,
         current=candidate.current,
-        claims_unbiased=candidate.claims_unbiased(places),
+        claims_unbiased=candidate.claims_unbiased,
         step_seconds=seconds,
         peak_bytes=candidate.peak_bytes,
-        evaluations=candidate.evaluations(places),
+        evaluations=candidate.evaluations,
         work_variance=0.0 if one.is_exact else total.variance * seconds,
         draws=one.count,
         learning_steps=candidate.learning_steps,

@@ -47,6 +47,7 @@ class Subject(ABC):
     Attributes:
         places: Where estimators are called, by path.
         parts: Modules that run; buffers and attributes are restored after every draw, weights are checked by `weights`.
+        inputs: Values that a draw reads, such as a batch, put back like the parts.
         device: Where noise is drawn.
         seed: Of all noise.
         couples: Whether costs of batch elements depend on one another, so that the gradient depends on the estimator.
@@ -55,6 +56,7 @@ class Subject(ABC):
     couples: bool
     places: dict[str, Place]
     parts: list[nn.Module]
+    inputs: list[Any]
     device: torch.device
 
     def __init__(self, seed: int) -> None:
@@ -92,7 +94,7 @@ class Subject(ABC):
 
     def session(self, *candidates: nn.Module) -> Callable[[], None]:
         """Return a function that puts the subject, and the candidates given, back to what they are now."""
-        return remember(*self.parts, *candidates)
+        return remember(*self.parts, *self.inputs, *candidates)
 
     def draw(
         self,
@@ -168,7 +170,7 @@ class ModuleSubject(Subject):
                 "backward fills the gradients of model and estimators)."
             )
         self.module, self.batch, self.device = module, batch, module.device
-        self.parts = [module]
+        self.parts, self.inputs = [module], [batch]
         self.groups = parameter_groups(module)
         self.own = gradient_estimators(module)
         self.places = {}
@@ -189,7 +191,7 @@ class ModuleSubject(Subject):
     def on(self, batch: Any) -> ModuleSubject:
         """Return the same on another batch."""
         other = object.__new__(ModuleSubject)
-        vars(other).update(vars(self) | {"batch": batch})
+        vars(other).update(vars(self) | {"batch": batch, "inputs": [batch]})
         return other
 
     def _gradients(self, estimators: Mapping[str, GradientEstimator], own: Sequence[nn.Parameter]) -> Gradients:
@@ -227,6 +229,7 @@ class PairSubject(Subject):
         self.q, self.f, self.context = q, f, context
         self.device = next(iter(parameters.values())).device
         self.parts = list(modules_of(f))
+        self.inputs = [p.detach() for p in parameters.values()] + ([] if context is None else [context])
         self.places = {"q": Place(None, without_graph(q), context, len(q.batch_shape))}
         self.couples = any(normalizes_batches(part) for module in self.parts for part in module.modules())
         restore = self.session()

@@ -446,7 +446,7 @@ def test_two_processes(tmp_path):
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     assert_identical(ranks[0]["figures"], ranks[1]["figures"])
     for rank in ranks:
-        assert_identical(*rank["trained"])
+        assert_identical(*rank["trained"][:2])
     assert_identical(ranks[0]["trained"], ranks[1]["trained"])
     # Ranks hold the same 2000 coins, with noise of their own: the variance of the averaged gradient is half of one's.
     _, variance = score_moments(Coins(2000))
@@ -460,5 +460,16 @@ def test_two_processes(tmp_path):
     expected = math.sqrt((mean.square().sum().item() + total / 50) / total)
     assert figures["gradient/coins/snr"].item() == pytest.approx(expected, rel=0.05)
     assert figures["gradient/exact/variance"] == 0
-    events = EventAccumulator(str(next(tmp_path.glob("**/events*")).parent)).Reload()
+    events = EventAccumulator(str(next(tmp_path.glob("**/version_0/events*")).parent)).Reload()
     assert "images/prior_samples" in events.Tags()["images"]
+    # A comparison: in the first process, whose sums are then of itself only, and without an effect on training.
+    for rank in ranks:
+        assert_identical(*rank["trained"][2:])
+    assert [rank["sizes"] for rank in ranks] == [{1, 2}, {2}]
+    assert ranks[1]["rows"] is None
+    assert ranks[0]["rows"] == [
+        "lower_estimator: REBAR(), upper_estimator: REINFORCE(baseline=MovingAverage(decay=0.5))",
+        "StochasticBackprop()",
+    ]
+    files = {path.name for path in tmp_path.rglob("comparison*")}
+    assert files == {f"comparison_epoch1.{kind}" for kind in ("txt", "json", "png")}

@@ -17,7 +17,7 @@ from lightning_estimators.comparison.candidates import describe, known_estimator
 from lightning_estimators.comparison.limits import TooSlowError, time_limit
 from lightning_estimators.comparison.recommendation import recommend
 from lightning_estimators.estimators import REBAR, RELAX, Concrete, GradientEstimator, StochasticBackprop
-from lightning_estimators.moments import MomentsWithErrors
+from lightning_estimators.moment_errors import MomentsWithErrors
 from lightning_estimators.networks import Surrogate
 from tests.comparison.misbehaving import Crashes
 
@@ -87,6 +87,17 @@ def test_results_are_plain_data():
     assert len(result.plot().axes) == 1
 
 
+def test_frame_has_a_line_for_each_candidate_and_a_column_for_each_figure():
+    q = Independent(Bernoulli(logits=torch.zeros(2)), 1)
+    result = compare((q, lambda b: b.sum(-1)), estimators=[StochasticBackprop(), Crashes()], draws=5)
+    frame = result.to_frame()
+    assert list(frame["name"]) == ["StochasticBackprop()", "Crashes()"]
+    assert frame["draws"].tolist() == [5, 0]
+    assert frame["variance"].isna().tolist() == [False, True]
+    assert frame["logits/q/variance"][0] == result.rows[0].groups["logits/q"].variance
+    assert set(frame.columns) >= {*vars(result.rows[0])} - {"groups"}
+
+
 def test_frame_without_pandas_says_what_to_do(monkeypatch):
     q = Independent(Bernoulli(logits=torch.zeros(2)), 1)
     result = compare((q, lambda b: b.sum(-1)), estimators=[StochasticBackprop()], draws=5)
@@ -101,6 +112,23 @@ def test_time_limit_gives_timers_back():
         time.sleep(10)
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_time_limit_rings_again_where_python_drops_what_is_raised(monkeypatch):
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: dropped.append(found.exc_type))
+
+    class Cleared:
+        def __del__(self):
+            time.sleep(0.2)  # rings here
+
+    def work():
+        Cleared()
+        time.sleep(10)
+
+    with pytest.raises(TooSlowError), time_limit(0.05):
+        work()
+    assert dropped == [TooSlowError]
 
 
 def test_moments_with_errors_against_brute_force():

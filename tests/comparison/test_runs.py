@@ -7,6 +7,7 @@ import sys
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_estimators.callbacks import EstimatorComparison
@@ -59,7 +60,14 @@ def fitted_weights(*callbacks):
     )
     images = (torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     trainer.fit(model, torch.utils.data.DataLoader(images, batch_size=4, shuffle=True))
-    return model.state_dict(), torch.get_rng_state(), trainer
+    return model.state_dict(), [torch.get_rng_state(), *state_of(trainer)], trainer
+
+
+def state_of(trainer):
+    """Numbers of Adam, and gradients."""
+    optimizer = trainer.optimizers[0]
+    found = [value for parameter in optimizer.state for value in optimizer.state[parameter].values()]
+    return [*found, *(p.grad for p in trainer.lightning_module.parameters() if p.grad is not None)]
 
 
 def test_training_is_the_same_with_the_callback(tmp_path):
@@ -67,11 +75,29 @@ def test_training_is_the_same_with_the_callback(tmp_path):
     watched, rng, _trainer = fitted_weights(callback)
     alone, rng_alone, _ = fitted_weights()
     assert all(torch.equal(value, alone[name]) for name, value in watched.items())
-    assert torch.equal(rng, rng_alone)
+    assert len(rng) == len(rng_alone) > 20
+    assert all(torch.equal(value, other) for value, other in zip(rng, rng_alone, strict=True))
     assert [row.name for row in callback.latest.rows] == ["REBAR()", "StochasticBackprop()"]
     assert {path.name for path in tmp_path.rglob("comparison*")} == {
         *("comparison_epoch1.txt", "comparison_epoch1.json", "comparison_epoch1.png")
     }
+
+
+def test_a_comparison_that_fails_is_a_warning(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no memory is left")
+
+    monkeypatch.setattr("lightning_estimators.callbacks.estimator_comparison.compare", fail)
+    callback = EstimatorComparison(every_n_epochs=1, budget=1.0)
+    with pytest.warns(UserWarning, match="Epoch 1: estimators could not be compared: RuntimeError: no memory is left"):
+        *_, trainer = fitted_weights(callback)
+    assert trainer.current_epoch == 2
+    assert callback.latest is None
+
+
+def test_callback_refuses_modules_without_estimators():
+    with pytest.raises(ValueError, match="BoringModel, which has none"):
+        pl.Trainer(callbacks=[EstimatorComparison()], logger=False, enable_checkpointing=False).fit(BoringModel())
 
 
 @pytest.mark.parametrize("arguments", [{"every_n_epochs": 0}, {"budget": 0.0}, {"budget": float("inf")}])
