@@ -89,14 +89,17 @@ class EstimatorComparison(CheckedArguments, pl.Callback):
                 "EstimatorComparison runs the module in one process, which needs all weights there; the strategy "
                 f'{type(trainer.strategy).__name__} divides them. Use one device or strategy="ddp".'
             )
+        if trainer.world_size > 1:
+            group = dist.new_group([0])  # which all processes must call
+            self._alone = group if isinstance(group, dist.ProcessGroup) else None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a module without estimators, which it may build in `setup` or `configure_model`."""
         if not gradient_estimators(pl_module):
             raise ValueError(
                 f"EstimatorComparison expects a module that holds gradient estimators, got {type(pl_module).__name__}, "
                 "which has none of lightning_estimators.estimators among its parts."
             )
-        if trainer.world_size > 1:
-            group = dist.new_group([0])  # which all processes must call
-            self._alone = group if isinstance(group, dist.ProcessGroup) else None
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget the group of processes, so that this can be copied and used again."""
