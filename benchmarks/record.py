@@ -39,6 +39,9 @@ __all__ = ["ESTIMATORS", "Record"]
 ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
     # Unbiased and of low variance first: what comes later is compared with them.
     "StochasticBackprop": lambda: StochasticBackprop(),
+    "SampledChanges-4-stratified-16-changes": lambda: StochasticBackprop(
+        num_samples=4, num_changes=16, coupling="stratified"
+    ),
     "SampledChanges-4-stratified": lambda: StochasticBackprop(num_samples=4, num_changes=4, coupling="stratified"),
     "SampledChanges-4": lambda: StochasticBackprop(num_samples=4, num_changes=4),
     "SampledChanges-2-antithetic": lambda: StochasticBackprop(num_samples=2, num_changes=4, coupling="antithetic"),
@@ -75,7 +78,7 @@ ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
 }
 """By the name in the table, in which the number of samples follows the name of the class.
 
-`SampledChanges` is `StochasticBackprop(num_changes=4)`.
+`SampledChanges` is `StochasticBackprop` with `num_changes=4`, or as many changes as the name says.
 """
 
 SECONDS = 4.0
