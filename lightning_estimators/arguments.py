@@ -17,8 +17,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CheckedArguments", "check_arguments", "check_finite"]
+__all__ = ["CheckedArguments", "check_arguments", "check_event_dim", "check_finite"]
 
+_LARGEST = 2**63  # and more: integers that torch cannot hold
 _SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # passed on, and checked there
 
 
@@ -55,10 +56,12 @@ def check_arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     for name, value in {**given, **kwargs}.items():
         if name not in hints or _fits(value, hints[name]):
             continue
-        if value is None and name in required and not isinstance(hints[name], type):
+        if value is None and name in required and _is_filled_in(hints[name]):
             continue  # nothing was found to fill it in: constructors know where it comes from, and say so
         if _wants(hints[name], int) and isinstance(value, numbers.Real):
-            raise ValueError(f"{cls.__name__} needs an integer {name} (a whole number of type int), got {value!r}.")
+            raise ValueError(
+                f"{cls.__name__} needs an integer {name} (a whole number of type int), got {_shown(value)}."
+            )
         message = f"{cls.__name__}: {name} must be {_words(hints[name])}, got {_misfit(value, hints[name])}."
         raise ValueError(message) if _wants(hints[name], bool) else TypeError(message)
 
@@ -76,6 +79,20 @@ def check_finite(owner: object, **numbers: float | Tensor) -> None:
     for name, number in numbers.items():
         if not isinstance(number, Tensor) and not math.isfinite(number):
             raise ValueError(f"{type(owner).__name__} needs a finite {name}, got {number!r}.")
+
+
+def check_event_dim(owner: object, event_dim: int) -> None:
+    """Raise unless the last axes of z that are the event can be so many.
+
+    Args:
+        owner: The objective that they were given to.
+        event_dim: How many.
+
+    Raises:
+        ValueError: It is negative.
+    """
+    if event_dim < 0:
+        raise ValueError(f"{type(owner).__name__} needs an event_dim of at least 0, got {event_dim!r}.")
 
 
 @functools.cache
@@ -99,7 +116,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return _fits(value, inner[0])
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in inner)
-    if origin is collections.abc.Callable or hint is collections.abc.Callable:
+    if _is_callable(hint):
         made = inner[-1] if inner and isinstance(inner[-1], type) and inner[-1] is not Any else None
         return callable(value) and not (made and isinstance(value, made))  # an activation, say, instead of its class
     if _is_sequence(origin or hint):
@@ -110,9 +127,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind is bool:
         return type(value).__name__ in ("bool", "bool_")
     if kind is int:
-        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return not isinstance(value, bool) and isinstance(value, numbers.Integral) and _is_number(value)
     if kind is float:
-        return not isinstance(value, bool) and isinstance(value, (numbers.Real, Tensor))
+        return not isinstance(value, bool) and (_is_number(value) or isinstance(value, Tensor))
     if kind is None or kind is type(None):
         return value is None
     if not isinstance(kind, type) or typing.is_typeddict(kind) or getattr(kind, "_is_protocol", False):
@@ -120,13 +137,29 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, kind)
 
 
+def _is_filled_in(hint: Any) -> bool:
+    """Whether an argument is a size, which the command line may ask the data for."""
+    return not isinstance(hint, type) and not _is_callable(hint)
+
+
+def _is_callable(hint: Any) -> bool:
+    return collections.abc.Callable in (hint, typing.get_origin(hint))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a real number; an integer that torch cannot hold is none."""
+    fits = not isinstance(value, int) or abs(value) < _LARGEST
+    return fits and isinstance(value, numbers.Real)
+
+
 def _is_sequence(kind: Any) -> bool:
     return isinstance(kind, type) and kind is not str and issubclass(kind, collections.abc.Sequence)
 
 
 def _is_collection(value: Any) -> bool:
-    """Whether a value can be gone through like a list: a NumPy array can, a string is one thing."""
-    return isinstance(value, collections.abc.Collection) and not isinstance(value, (str, bytes))
+    """Whether a value can be gone through like a list: an array can, a string is one thing, and a set has no order."""
+    kinds = (str, bytes, collections.abc.Mapping, collections.abc.Set)
+    return isinstance(value, collections.abc.Collection) and not isinstance(value, kinds)
 
 
 def _wants(hint: Any, kind: type) -> bool:
@@ -147,7 +180,7 @@ def _words(hint: Any) -> str:
         return "None"
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, inner))
-    if origin is collections.abc.Callable or hint is collections.abc.Callable:
+    if _is_callable(hint):
         made = getattr(inner[-1], "__name__", "") if inner else ""
         return f"a class or function that makes {made}" if made else "a class or function"
     if _is_sequence(origin or hint):
@@ -181,5 +214,12 @@ def _given(value: Any) -> str:
         return f"the class {value.__name__} itself; build an object of it: {value.__name__}(...)"
     if inspect.isroutine(value):
         return f"the function {getattr(value, '__name__', value)}"
-    shown = repr(value)
-    return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__})"
+    return f"{_shown(value)} ({type(value).__name__})"
+
+
+def _shown(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except ValueError:  # Python writes down no integers of more than some thousand digits
+        return "a number too long to write down"
+    return shown if len(shown) <= 60 else shown[:57] + "..."

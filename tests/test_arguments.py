@@ -4,12 +4,16 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Bernoulli
 
-from lightning_estimators.callbacks import GradientVariance, Reconstructions
-from lightning_estimators.estimators import Enumeration
+from lightning_estimators.callbacks import GradientVariance, Reconstructions, SaveOnSigterm
+from lightning_estimators.datamodules import MNIST
+from lightning_estimators.estimators import REINFORCE, Enumeration
 from lightning_estimators.modules import ToyModel
+from lightning_estimators.networks import MLP
 from lightning_estimators.objectives import (
     BernoulliLinear,
+    CallableObjective,
     ExponentialCost,
     FirstLayerLinear,
     GaussianLinear,
@@ -18,6 +22,8 @@ from lightning_estimators.objectives import (
     SquaredCost,
     Sum,
 )
+from lightning_estimators.policies import Critic
+from lightning_estimators.schedules import ConstantSchedule
 
 WEIGHT, BIAS, TARGET = torch.randn(10, 5), torch.zeros(10), torch.rand(10)
 
@@ -34,6 +40,12 @@ WEIGHT, BIAS, TARGET = torch.randn(10, 5), torch.zeros(10), torch.rand(10)
         (lambda: FirstLayerLinear(WEIGHT, BIAS, 3), "FirstLayerLinear: rest must be a class or function"),
         (lambda: GradientVariance(prefix=3), "GradientVariance: prefix must be a str"),
         (lambda: Reconstructions(num_images="64"), "Reconstructions: num_images must be an integer"),
+        (lambda: Critic(torch.nn.Linear), "Critic: network must be an object of class Module, got the class Linear"),
+        (lambda: SaveOnSigterm(dirpath=3), "SaveOnSigterm: dirpath must be a str"),
+        (lambda: CallableObjective(None), "CallableObjective: f must be a class or function.*, got None"),
+        (lambda: MLP(3, {4: 5}, 1), "MLP: hidden must be a sequence of int, got {4: 5}"),
+        (lambda: MLP(3, {4, 5}, 1), "MLP: hidden must be a sequence of int, got {4, 5}"),
+        (lambda: ConstantSchedule(10**400), r"ConstantSchedule: constant must be a number, got 10+\.\.\."),
     ],
 )
 def test_wrong_types_are_refused(build, message):
@@ -55,3 +67,37 @@ def test_wrong_types_are_refused(build, message):
 def test_numbers_that_are_not_finite_are_refused(build, name, number):
     with pytest.raises(ValueError, match=rf"(finite {name}|{name}, finite too), got -?(nan|inf)"):
         build(number)
+
+
+@pytest.mark.parametrize("value", ["false", 1, None])
+def test_what_is_neither_true_nor_false_does_not_start_a_download(value):
+    with pytest.raises(ValueError, match="download must be True or False"):
+        MNIST(download=value)
+
+
+def test_integers_that_torch_cannot_hold_are_refused():
+    with pytest.raises(ValueError, match=r"integer num_samples .* got 10+\.\.\."):
+        REINFORCE(num_samples=10**400)
+    with pytest.raises(ValueError, match="got a number too long to write down"):
+        REINFORCE(num_samples=10**5000)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: CallableObjective(torch.sum, event_dim=-1),
+        lambda: SquaredCost(0.0, event_dim=-1),
+        lambda: ExponentialCost(0.0, event_dim=-1),
+        lambda: Separable(torch.sum, event_dim=-1),
+        lambda: FirstLayerLinear(WEIGHT, BIAS, torch.sum, event_dim=-1),
+    ],
+)
+def test_events_have_no_negative_number_of_axes(build):
+    with pytest.raises(ValueError, match="needs an event_dim of at least 0, got -1"):
+        build()
+
+
+def test_costs_on_another_device_are_refused():
+    q = Bernoulli(logits=torch.zeros(4, requires_grad=True))
+    with pytest.raises(ValueError, match=r"on cpu, the device of z, got one on meta.*\.to\(z\.device\)"):
+        REINFORCE()(q, lambda z: z.to("meta"))

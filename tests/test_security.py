@@ -10,7 +10,7 @@ import yaml
 
 from lightning_estimators.checkpoints import check_classes, read_checkpoint
 from lightning_estimators.cli import main
-from lightning_estimators.datamodules import Digits
+from lightning_estimators.datamodules import BreastCancer, Digits, Gymnasium, Toy
 from lightning_estimators.estimators import REBAR
 from lightning_estimators.modules import DiscreteLatentModel, EstimatorModule
 
@@ -152,6 +152,23 @@ def test_weights_from_a_url_are_plain_data(checkpoint):
             load(url)
     good = Path("good.ckpt").absolute().as_uri()
     assert type(DiscreteLatentModel.load_from_checkpoint(good)) is DiscreteLatentModel
+
+
+def test_a_data_module_is_loaded_as_carefully(checkpoint, monkeypatch, tmp_path):
+    pytest.importorskip("gymnasium", reason="needs lightning-estimators[rl]")
+    url = Path("objects.ckpt").absolute().as_uri()
+    torch.save(checkpoint | {"more": torch.nn.Linear(1, 1)}, "objects.ckpt")
+    for kind in (Digits, BreastCancer, Toy, Gymnasium):
+        for path in ("objects.ckpt", url):
+            with pytest.raises(ValueError, match="more than plain data"):
+                kind.load_from_checkpoint(path)
+    Path("lying_here.py").write_text("open('pwned', 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(checkpoint | {Digits.CHECKPOINT_HYPER_PARAMS_KEY: {"env": "lying_here:Maze-v0"}}, "evil.ckpt")
+    with pytest.raises(ValueError, match=r"lying_here.*import lying_here first"):
+        Gymnasium.load_from_checkpoint("evil.ckpt")
+    assert "lying_here" not in sys.modules
+    assert Digits.load_from_checkpoint(Path("good.ckpt").absolute().as_uri(), batch_size=7).batch_size == 7
 
 
 @pytest.mark.parametrize(

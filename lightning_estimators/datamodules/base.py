@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from lightning_estimators.datamodules.batches import Batches, sample_pixels
 from lightning_estimators.datamodules.indexed import STATIC, seeded_generator
+from lightning_estimators.datamodules.loading import CheckedDataModule
 
 __all__ = ["Binarization", "ImageDataModule", "Splits"]
 
@@ -28,7 +28,7 @@ class Splits(NamedTuple):
     test: Tensor
 
 
-class ImageDataModule(pl.LightningDataModule, ABC):
+class ImageDataModule(CheckedDataModule, ABC):
     """Images for generative models, without labels.
 
     A batch is one float32 tensor of shape `(batch_size,) + image_shape` with entries in [0, 1]. Images are held in
@@ -100,6 +100,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         _check_integer("seed", seed, least=0)
         if binarization not in get_args(Binarization):
             raise ValueError(f"binarization must be one of {', '.join(get_args(Binarization))}, got {binarization!r}")
+        if not isinstance(download, bool):
+            raise ValueError(f"download must be True or False, got {download!r}")
         self.save_hyperparameters()
         self.root = root
         self.batch_size = batch_size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any, ClassVar, NamedTuple
 
-import lightning.pytorch as pl
 import torch
 from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import StandardScaler
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from lightning_estimators.datamodules.base import _check_integer
 from lightning_estimators.datamodules.indexed import SPLIT, seeded_generator
+from lightning_estimators.datamodules.loading import CheckedDataModule
 from lightning_estimators.datamodules.rows import Rows
 
 __all__ = ["BreastCancer", "LabelledSplits"]
@@ -27,7 +27,7 @@ class LabelledSplits(NamedTuple):
     whole: tuple[Tensor, Tensor]
 
 
-class BreastCancer(pl.LightningDataModule):
+class BreastCancer(CheckedDataModule):
     """Cell nuclei of 569 breast masses, 30 features each; y = 1 for the 357 benign, −1 for the 212 malignant ones.
 
     A batch is a pair `(x, y)` of float32 tensors of shapes `(batch_size, 30)` and `(batch_size,)`. The seed decides the

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.datamodules.base import _check_integer
+from lightning_estimators.datamodules.loading import CheckedDataModule
 from lightning_estimators.datamodules.rollouts import PlayedOnce, Rollouts
 from lightning_estimators.environments import Actions, Collector, Maker, RunningScale, play_episodes
 from lightning_estimators.environments.making import require_gymnasium
@@ -33,7 +34,7 @@ _FIRST_FIXED = 2**40
 """Number of the first rollout at fixed weights, for the noise of acting: training never gets there."""
 
 
-class Gymnasium(CheckedArguments, pl.LightningDataModule):
+class Gymnasium(CheckedArguments, CheckedDataModule):
     """Training batches and evaluation episodes from an environment of gymnasium.
 
     The module in training is the policy (`rollout.Policy`: a method `act`, and a context `acting` with a stream of

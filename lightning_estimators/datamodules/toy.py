@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
 import torch
 
 from lightning_estimators.datamodules.base import _check_integer
 from lightning_estimators.datamodules.batches import Batches
+from lightning_estimators.datamodules.loading import CheckedDataModule
 
 __all__ = ["Toy"]
 
 
-class Toy(pl.LightningDataModule):
+class Toy(CheckedDataModule):
     """Batches of zeros, shape `(batch_size, 1)`, which drive the training loop of a model that needs no data.
 
     Each row of a batch stands for one draw of the model's latents. An epoch has `num_batches` batches on each rank;

@@ -14,12 +14,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_estimators.arguments import CheckedArguments
+
 __all__ = ["SaveOnSigterm"]
 
 STATUS = 128 + signal.SIGTERM  # what a shell reports of a process that the signal ended: 143
 
 
-class SaveOnSigterm(pl.Callback):
+class SaveOnSigterm(CheckedArguments, pl.Callback):
     """Saves a checkpoint when the process receives SIGTERM, and lets it exit with status 143.
 
     Schedulers of clusters and containers send SIGTERM some seconds before they kill a job. Lightning then finishes the

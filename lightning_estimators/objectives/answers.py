@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -55,11 +55,12 @@ def as_costs(answer: Any, z: Tensor, event_dim: int) -> Tensor:
 
     Raises:
         TypeError: The answer is neither a tensor nor an array, or its numbers are complex.
-        ValueError: Its shape is not `sample_shape + batch_shape`.
+        ValueError: Its shape is not `sample_shape + batch_shape`, or it is on another device than z.
     """
     expected = tuple(z.shape[: z.ndim - event_dim])
-    if isinstance(answer, Tensor) and answer.shape == expected and not answer.is_complex():
-        return answer
+    fits = isinstance(answer, Tensor) and answer.shape == expected and answer.device == z.device
+    if fits and not answer.is_complex():
+        return cast(Tensor, answer)
     wanted = f"f must return a tensor of shape {expected} for z of shape {tuple(z.shape)}"
     if not isinstance(answer, Tensor):
         if not (hasattr(answer, "__array__") and hasattr(answer, "dtype") and hasattr(answer, "shape")):
@@ -76,6 +77,8 @@ def as_costs(answer: Any, z: Tensor, event_dim: int) -> Tensor:
             "f must map sample_shape + batch_shape + event_shape to sample_shape + batch_shape: "
             f"for z of shape {tuple(z.shape)} expected {expected}, got {tuple(costs.shape)}."
         )
+    if costs.device != z.device:
+        raise ValueError(f"{wanted} on {z.device}, the device of z, got one on {costs.device}. Move it: .to(z.device).")
     return costs
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_estimators.arguments import check_event_dim
 from lightning_estimators.objectives.answers import call_cost
 from lightning_estimators.objectives.base import Objective
 
@@ -25,6 +26,7 @@ class CallableObjective(Objective):
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor], event_dim: int = 1, dtype: torch.dtype | None = None) -> None:
+        check_event_dim(self, event_dim)
         self.f, self.event_dim, self.dtype = f, event_dim, dtype
         if isinstance(f, Objective):  # wrapped only for the conversion to `dtype`
             self.degree, self.closed_derivatives = f.degree, f.closed_derivatives

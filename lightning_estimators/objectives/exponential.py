@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_estimators.arguments import check_finite
+from lightning_estimators.arguments import check_event_dim, check_finite
 from lightning_estimators.objectives.base import Objective, check_order
 
 __all__ = ["ExponentialCost"]
@@ -31,6 +31,7 @@ class ExponentialCost(Objective):
     closed_changes = True
 
     def __init__(self, rate: float | Tensor, event_dim: int = 1) -> None:
+        check_event_dim(self, event_dim)
         check_finite(self, rate=rate)
         self.rate, self.event_dim = rate, event_dim
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_estimators.arguments import check_event_dim
 from lightning_estimators.noise import current_scope
 from lightning_estimators.objectives.base import Objective
 
@@ -40,6 +41,7 @@ class LinearObjective(Objective):
                 f"{type(self).__name__} expected weight of shape (outputs, inputs) and bias of shape (outputs,), got "
                 f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}."
             )
+        check_event_dim(self, event_dim)
         self.weight, self.bias, self.event_dim, self.signed = weight.reshape(len(weight), -1), bias, event_dim, signed
         self._kept: tuple[int, weakref.ref[Tensor], Tensor] | None = None
 

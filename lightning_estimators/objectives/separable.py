@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_estimators.arguments import check_event_dim
 from lightning_estimators.objectives.base import Objective, check_order, repeated_derivative
 from lightning_estimators.objectives.chunks import as_floating
 from lightning_estimators.objectives.coordinates import Coordinates
@@ -40,6 +41,7 @@ class Separable(Objective):
     closed_changes = True
 
     def __init__(self, g: Callable[[Tensor], Tensor], event_dim: int = 1) -> None:
+        check_event_dim(self, event_dim)
         self.g, self.event_dim = g, event_dim
 
     def value(self, z: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_estimators.arguments import check_finite
+from lightning_estimators.arguments import check_event_dim, check_finite
 from lightning_estimators.objectives.base import Objective, check_order
 
 __all__ = ["SquaredCost"]
@@ -33,6 +33,7 @@ class SquaredCost(Objective):
 
     def __init__(self, target: float | Tensor, event_dim: int = 1) -> None:
         check_finite(self, target=target)
+        check_event_dim(self, event_dim)
         self.target, self.event_dim = target, event_dim
 
     def value(self, z: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.rollout import Rollout
 
 __all__ = ["Critic"]
 
 
-class Critic(nn.Module):
+class Critic(CheckedArguments, nn.Module):
     """V(s), by a network; it holds its answers to their shape, and knows what follows the steps of a rollout.
 
     Shapes: `(B, observation_size) -> (B,)`, in at least float32.
