@@ -67,7 +67,7 @@ class Collector:
         shape = self.num_steps, self.environments.num_envs
         size = self._observations.shape[-1]
         raw, after = np.empty((*shape, size), dtype=np.float32), np.empty((*shape, size), dtype=np.float32)
-        seen = torch.empty(*shape, size)
+        seen = torch.empty(*shape, size, dtype=torch.float32)  # whatever the precision of the policy is
         rewards, returns = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
         elapsed = np.empty(shape, dtype=np.int64)
         terminated, truncated = np.empty(shape, dtype=bool), np.empty(shape, dtype=bool)
@@ -89,6 +89,7 @@ class Collector:
                 returns[step] = self._returns
                 if ended.any():
                     self._elapsed[ended], self._returns[ended] = 0, 0.0
+        _check_finite(raw, rewards)
         following = after if self.scale is None else self.scale(after)
         if (
             self.scale is not None and self.updates_scale
@@ -120,6 +121,23 @@ class Collector:
         self._elapsed += 1
         self._returns += reward
         return reward, ended
+
+
+def _check_finite(observations: Any, rewards: Any) -> None:
+    """Raise before something that the environment did wrong looks like a fault of the policy.
+
+    Raises:
+        ValueError: Observations or rewards are infinite or NaN.
+    """
+    for name, values in (("observations", observations), ("rewards", rewards)):
+        if not np.isfinite(values.sum()):  # sums of float32 may overflow, so look again
+            wrong = np.argwhere(~np.isfinite(values))
+            if len(wrong):
+                step, env = wrong[0][:2]
+                raise ValueError(
+                    f"the environment returned {name} that are not finite (NaN or infinity), first in step {step} of "
+                    f"the batch in environment {env}. Expected finite numbers: correct the environment, or wrap it."
+                )
 
 
 def _stacked(masks: list[Tensor | None], width: int) -> Tensor | None:

@@ -61,10 +61,11 @@ class ActingModule(EstimatorModule, ABC):
         self.policy, self.actions, self.observation_size = policy, actions, observation_size
         self._place: tuple[torch.device, torch.dtype] | None = None  # of the policy, known while it acts
         outputs = policy(self.example_observations())
-        if outputs.shape != (2, actions.num_outputs):
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if shape != (2, actions.num_outputs):
             raise ValueError(
-                f"the policy must map observations of shape (B, {observation_size}) to (B, {actions.num_outputs}), "
-                f"the parameters of {type(actions).__name__}; for B = 2 it returned {tuple(outputs.shape)}."
+                f"the policy must map observations of shape (B, {observation_size}) to (B, {actions.num_outputs}), a "
+                f"tensor of the parameters of {type(actions).__name__}; for B = 2 it returned {shape}."
             )
 
     def example_observations(self) -> Tensor:
