@@ -15,7 +15,7 @@ from lightning_estimators.datamodules.batches import Batches, sample_pixels
 from lightning_estimators.datamodules.indexed import STATIC, seeded_generator
 from lightning_estimators.datamodules.loading import CheckedDataModule
 
-__all__ = ["Binarization", "ImageDataModule", "Splits"]
+__all__ = ["Binarization", "ImageDataModule", "Splits", "check_integer"]
 
 Binarization = Literal["dynamic", "static", "threshold", "none"]
 
@@ -95,9 +95,9 @@ class ImageDataModule(CheckedDataModule, ABC):
         super().__init__()
         # Before it is saved as a hyperparameter: checkpoints are read with weights_only=True, which refuses a Path.
         root = os.path.expanduser(os.fspath(root))
-        _check_integer("batch_size", batch_size, least=1)
-        _check_integer("eval_batch_size", eval_batch_size, least=1)
-        _check_integer("seed", seed, least=0)
+        check_integer("batch_size", batch_size, least=1)
+        check_integer("eval_batch_size", eval_batch_size, least=1)
+        check_integer("seed", seed, least=0)
         if binarization not in get_args(Binarization):
             raise ValueError(f"binarization must be one of {', '.join(get_args(Binarization))}, got {binarization!r}")
         if not isinstance(download, bool):
@@ -238,6 +238,7 @@ class ImageDataModule(CheckedDataModule, ABC):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-def _check_integer(name: str, value: int, least: int) -> None:
+def check_integer(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless an argument is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

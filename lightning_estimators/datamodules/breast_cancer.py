@@ -10,7 +10,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from lightning_estimators.datamodules.base import _check_integer
+from lightning_estimators.datamodules.base import check_integer
 from lightning_estimators.datamodules.indexed import SPLIT, seeded_generator
 from lightning_estimators.datamodules.loading import CheckedDataModule
 from lightning_estimators.datamodules.rows import Rows
@@ -68,9 +68,9 @@ class BreastCancer(CheckedDataModule):
 
     def __init__(self, *, batch_size: int = 64, eval_batch_size: int = 100, seed: int = 0) -> None:
         super().__init__()
-        _check_integer("batch_size", batch_size, least=1)
-        _check_integer("eval_batch_size", eval_batch_size, least=1)
-        _check_integer("seed", seed, least=0)
+        check_integer("batch_size", batch_size, least=1)
+        check_integer("eval_batch_size", eval_batch_size, least=1)
+        check_integer("seed", seed, least=0)
         self.save_hyperparameters()
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size

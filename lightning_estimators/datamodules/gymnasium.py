@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_estimators.arguments import CheckedArguments
-from lightning_estimators.datamodules.base import _check_integer
+from lightning_estimators.datamodules.base import check_integer
 from lightning_estimators.datamodules.loading import CheckedDataModule
 from lightning_estimators.datamodules.rollouts import PlayedOnce, Rollouts
 from lightning_estimators.environments import Actions, Collector, Maker, RunningScale, play_episodes
@@ -111,7 +111,7 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
             ("seed", seed, 0),
             ("max_episode_steps", 1 if max_episode_steps is None else max_episode_steps, 1),
         ):
-            _check_integer(name, value, least)
+            check_integer(name, value, least)
         if vectorization not in ("sync", "async"):
             raise ValueError(f'vectorization must be "sync" or "async", got {vectorization!r}.')
         self.save_hyperparameters()

@@ -32,13 +32,6 @@ CACHE = "omniglot-28x28.pt"
 CACHE_VERSION = 1  # raise it with any change in the conversion, so that older caches are made again
 
 
-class _AnyZip(torchvision.datasets.Omniglot):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's reader, which otherwise refuses PNGs unless the zip they came from is there and has its MD5 sum."""
-
-    def _check_integrity(self) -> bool:
-        return os.path.isdir(os.path.join(self.root, self._get_target_folder()))
-
-
 class Omniglot(ImageDataModule):
     """Handwritten characters of 50 alphabets, 1623 characters with 20 drawings each, 28×28, ink = 1.
 
@@ -68,7 +61,7 @@ class Omniglot(ImageDataModule):
     @property
     def folder(self) -> str:
         """The folder that holds the files."""
-        return os.path.join(self.root, _AnyZip.folder)
+        return os.path.join(self.root, torchvision.datasets.Omniglot.folder)
 
     def fetch(self) -> None:
         """Unpack the zip files that are there, and download what is missing."""
@@ -139,15 +132,8 @@ class Omniglot(ImageDataModule):
 
     def _convert(self, paths: list[str]) -> Tensor:
         """Return bytes of shape `(characters, DRAWINGS, 28, 28)`, where ink is 255, in the order of the paths."""
-        by_path: dict[str, Tensor] = {}
-        folder = Path(self.folder)
-        for part in PARTS:
-            # torchvision lists folders in the order of the file system, which varies; the paths fix the order.
-            dataset = _AnyZip(self.root, background=part == "images_background", loader=_read_drawing)
-            for index in range(len(dataset)):
-                (path, drawing), _ = dataset[index]
-                by_path[Path(path).relative_to(folder).as_posix()] = drawing
-        ink = torch.stack([255 - by_path[path] for path in paths]).view(-1, DRAWINGS, 105, 105)
+        ink = torch.stack([255 - _read_drawing(os.path.join(self.folder, path)) for path in paths])
+        ink = ink.view(-1, DRAWINGS, 105, 105)
         return torch.cat([transforms.resize(c, self.image_shape[1:], antialias=True) for c in torch.split(ink, 64)])
 
     def _read_cache(self, source: str) -> Tensor | None:
@@ -179,7 +165,7 @@ class Omniglot(ImageDataModule):
             )
 
 
-def _read_drawing(path: str) -> tuple[str, Tensor]:
+def _read_drawing(path: str) -> Tensor:
     try:
         with Image.open(path) as image:
             drawing = transforms.pil_to_tensor(image.convert("L"))[0]
@@ -190,7 +176,7 @@ def _read_drawing(path: str) -> tuple[str, Tensor]:
         ) from error
     if drawing.shape != (105, 105):
         raise ValueError(f"Omniglot: expected a drawing of 105×105 pixels, got {tuple(drawing.shape)} in {path!r}")
-    return path, drawing
+    return drawing
 
 
 def _digest(images: Tensor) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_estimators.datamodules.base import _check_integer
+from lightning_estimators.datamodules.base import check_integer
 from lightning_estimators.datamodules.batches import Batches
 from lightning_estimators.datamodules.loading import CheckedDataModule
 
@@ -32,8 +32,8 @@ class Toy(CheckedDataModule):
 
     def __init__(self, *, batch_size: int = 1, num_batches: int = 100) -> None:
         super().__init__()
-        _check_integer("batch_size", batch_size, least=1)
-        _check_integer("num_batches", num_batches, least=1)
+        check_integer("batch_size", batch_size, least=1)
+        check_integer("num_batches", num_batches, least=1)
         self.save_hyperparameters()
         self.batch_size = batch_size
         self.num_batches = num_batches

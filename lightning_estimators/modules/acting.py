@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_estimators.counter_noise import counter_noise
 from lightning_estimators.modules.base import EstimatorModule
 from lightning_estimators.modules.episode_returns import EpisodeReturns
+from lightning_estimators.modules.seeded import attached_trainer
 from lightning_estimators.policies import ActionDistribution
 from lightning_estimators.rollout import Episodes, Rollout
 
@@ -159,7 +160,8 @@ class ActingModule(EstimatorModule, ABC):
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Return the context in which training steps run, autocast for one, so that both see the same policy."""
-        return nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
+        trainer = attached_trainer(self)
+        return nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
 
 
 def _refuse_collecting_ahead(loaders: Any) -> None:

@@ -11,10 +11,20 @@ import torch
 
 from lightning_estimators.counter_noise import counter_noise
 
-__all__ = ["EvaluationNoise", "SeededModule"]
+__all__ = ["EvaluationNoise", "SeededModule", "attached_trainer"]
 
 TRAIN, VALIDATE, TEST, PREDICT, CALLBACKS = range(5)
 """Streams of noise; callbacks may use `CALLBACKS` and all numbers above it."""
+
+
+def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
+    """Return the Trainer that a module is attached to, or None if there is none."""
+    if module.fabric is not None:  # then `module.trainer` is no Trainer
+        return None
+    try:
+        return module.trainer
+    except RuntimeError:  # how Lightning says that there is none
+        return None
 
 
 class SeededModule(pl.LightningModule):
@@ -50,7 +60,8 @@ class SeededModule(pl.LightningModule):
 
     def batches_trained(self) -> int:
         """Return how many training batches the run has completed, over all epochs and resumptions."""
-        return 0 if self._trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        trainer = attached_trainer(self)
+        return 0 if trainer is None else trainer.fit_loop.epoch_loop.batch_progress.total.completed
 
     def noise_seed(self) -> int:
         """Return the seed of the run's noise, the same on all processes."""
@@ -58,7 +69,8 @@ class SeededModule(pl.LightningModule):
             given = _seed_everything()
             if given is None:
                 given = int(torch.randint(2**63 - 1, ()))
-            self._seed = given if self._trainer is None else self.trainer.strategy.broadcast(given)
+            trainer = attached_trainer(self)
+            self._seed = given if trainer is None else trainer.strategy.broadcast(given)
             self._seed_was_loaded = False
         return self._seed
 
