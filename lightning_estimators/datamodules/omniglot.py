@@ -168,7 +168,7 @@ class Omniglot(ImageDataModule):
 def _read_drawing(path: str) -> Tensor:
     try:
         with Image.open(path) as image:
-            drawing = transforms.pil_to_tensor(image.convert("L"))[0]
+            drawing: Tensor = transforms.pil_to_tensor(image.convert("L"))[0]
     except OSError as error:
         raise ValueError(
             f"Omniglot: {path!r} is damaged ({error}). Delete the folder and unpack it again, or download it with "
