@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Gymnasium"]
 
 TRAIN, VALIDATE, TEST, PREDICT, VIDEO, FIXED = range(6)
-"""What environments are seeded for; a key beside the seed, so that no two uses share episodes."""
+"""Purposes for which environments are seeded. Each gives other seeds, so no episodes are shared between two of them."""
 
 _FIRST_FIXED = 2**40
 """Number of the first rollout at fixed weights, for the noise of acting: training never gets there."""
@@ -37,19 +37,20 @@ _FIRST_FIXED = 2**40
 class Gymnasium(CheckedArguments, CheckedDataModule):
     """Training batches and evaluation episodes from an environment of gymnasium.
 
-    The module in training is the policy (`rollout.Policy`: a method `act`, and a context `acting` with a stream of
-    noise of its own). A training batch is a `Rollout`: `num_steps` steps in each of `num_envs` environments. It is
-    collected when the training loop asks for it and never ahead, so that the policy that acted is the one that learns;
-    a loop that asks ahead is refused. Validation, test and prediction play whole episodes, always from the same
-    seeds, and yield one batch, `Episodes`.
+    The module that is trained is the policy (`rollout.Policy`: it has a method `act`, and a context `acting` in which
+    its noise is drawn). A training batch is a `Rollout`: `num_steps` steps in each of `num_envs` environments. It is
+    collected at the moment the training loop asks for it, so that the policy that acted is the one that learns; if the
+    loop asks for batches ahead, an error is raised. Validation, test and prediction play whole episodes, with the same
+    seeds each time, and yield them as one batch, `Episodes`.
 
-    Observations are flattened (one-hot where they are discrete) and, with `scale_observations`, scaled by the mean and
-    deviation of all that were seen in training. Actions that are real numbers are clipped to the box on their way into
-    the environment, and are in the batch as the policy drew them. What `info["action_mask"]` allows is handed on.
+    Observations are flattened (to one-hot vectors if they are discrete). With `scale_observations` they are scaled by
+    the running mean and standard deviation of all observations in training. Real-valued actions are clipped to the
+    bounds of the environment before they are executed; the batch holds them as the policy drew them. The mask of
+    allowed actions in `info["action_mask"]` is passed to the policy.
 
-    Under DDP each process has environments, seeds and noise of its own; statistics are those of all processes, and
-    evaluation episodes are divided among them. After a checkpoint, training goes on with its weights, optimizers,
-    counters of noise and statistics of observations, but with new episodes: environments cannot be saved.
+    Under DDP, each process has its own environments, seeds and noise. The statistics of observations are those of all
+    processes, and evaluation episodes are divided among the processes. A resumed run continues with the weights,
+    optimizers, noise and statistics of its checkpoint, but with new episodes, since environments cannot be saved.
 
     Attributes:
         observation_size: Entries of an observation.

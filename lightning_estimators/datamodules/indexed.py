@@ -15,7 +15,7 @@ __all__ = ["IndexedBatches", "seeded_generator"]
 
 T = TypeVar("T")
 
-# What random numbers are used for. It follows the seed in every key, so that no two uses of a seed share numbers.
+# Purposes of random numbers. Generators are seeded by the seed and the purpose, so that purposes never share noise.
 ORDER, PIXELS, STATIC, SPLIT = range(4)
 
 
@@ -175,7 +175,7 @@ class IndexedBatches(ABC, Generic[T]):
             self.epoch, self._next = epoch + 1, 0
 
     def _order(self) -> dict[str, Any]:
-        """Return what decides which examples are in which batch."""
+        """Return the settings that decide which examples are in which batch."""
         return {
             "examples": self.count,
             "batch_size": self.batch_size,

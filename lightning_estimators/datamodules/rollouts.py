@@ -1,4 +1,4 @@
-"""Loaders of what a policy does: training batches and evaluation episodes, made when they are asked for."""
+"""Data loaders for reinforcement learning, whose batches are collected by the policy when they are asked for."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ __all__ = ["PlayedOnce", "Rollouts"]
 
 
 class Rollouts(IndexedBatches[Rollout]):
-    """Collects each batch when it is asked for, and refuses to be asked ahead.
+    """Collects each training batch at the moment it is asked for, with the policy as it is then.
 
-    It has a length, and no workers: a loader without a length is read one batch ahead by Lightning, whose batches would
-    then be acted by the policy from before the last step. Where an interrupted epoch goes on, see `IndexedBatches`.
+    A loader that fetched batches ahead would let an older policy act. Lightning fetches one batch ahead from loaders
+    without a length, so this one has a length; and if a second batch is asked for before the policy was trained on the
+    first, it raises. `IndexedBatches` says how an interrupted epoch continues.
 
     Args:
-        collect: Returns the batch with a number, counted over the whole run.
-        count: Batches in an epoch.
-        rank: This process.
+        collect: Returns a batch, given its number over the whole run.
+        count: Number of batches in an epoch.
+        rank: Index of this process.
         world_size: Number of processes.
         limit: Lightning's `limit_train_batches`.
-        batches_begun: Returns on how many batches training has begun, over the whole run.
+        batches_begun: Returns how many batches training has begun with, over the whole run.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Rollouts(IndexedBatches[Rollout]):
         super().__init__(count * world_size, 1, rank=rank, world_size=world_size, limit=limit)
         self.collect = collect
         self.batches_begun = batches_begun
-        self._begun = -1  # how many had begun when the last batch was collected
+        self._begun = -1  # what `batches_begun` returned when the last batch was collected
 
     def _take(self, indices: Tensor, epoch: int, index: int) -> Rollout:
         begun = self.batches_begun()
@@ -55,14 +56,14 @@ class Rollouts(IndexedBatches[Rollout]):
         return self.collect(epoch * len(self) + index)
 
     def _order(self) -> dict[str, Any]:
-        return {}  # batches are new ones whatever else has changed
+        return {}  # batches are collected anew, so there is no order that could have changed
 
 
 class PlayedOnce:
-    """Yields one batch of episodes, which are played when it is asked for.
+    """Yields a single batch of evaluation episodes, which are played when it is asked for.
 
     Args:
-        play: Plays them.
+        play: Plays the episodes and returns them.
     """
 
     def __init__(self, play: Callable[[], Episodes]) -> None:

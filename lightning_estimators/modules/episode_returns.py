@@ -1,4 +1,4 @@
-"""Returns of episodes, as they end in training and as a policy is judged."""
+"""A callback that logs the returns and lengths of episodes in training and in evaluation."""
 
 from __future__ import annotations
 

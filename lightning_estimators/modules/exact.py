@@ -1,4 +1,4 @@
-"""The base class of toy problems: loss and gradient are known, so an estimator can be judged while it trains."""
+"""The base class of toy problems with a known loss and gradient, with which estimates are compared during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all models of images share: the shape of the images, their range, and their mean over the training set."""
+"""The base class of models of images: checks of shape and range, and the mean of the training images."""
 
 from __future__ import annotations
 

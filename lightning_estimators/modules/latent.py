@@ -1,4 +1,4 @@
-"""The base class of models of images with layers of latents: all that does not depend on the family of the latents."""
+"""The base class of latent-variable models of images: everything that does not depend on the family of the latents."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is
 __all__ = ["Expectation", "LatentImageModel", "at_least_float32", "check_choice"]
 
 Expectation = Callable[[int, Distribution, Objective, Tensor], Tensor]
-"""`(layer, q, f, context) -> E_q[f]`, shape `q.batch_shape`: by an estimator in training, otherwise at one sample."""
+"""A function `(layer, q, f, context) -> E_q[f]`, shape `q.batch_shape`; an estimator in training, else one sample."""
 
 MAX_ELEMENTS = 2**20
-"""Most numbers in the widest activation while a bound is computed: 4 MiB in float32, which fit in a CPU's cache."""
+"""The largest size of an activation while a bound is computed: 4 MiB in float32, which fits in a CPU's cache."""
 
 
 class LatentImageModel(ImageModel, ABC):

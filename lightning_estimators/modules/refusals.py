@@ -1,4 +1,4 @@
-"""What `EstimatorModule` refuses: options of the Trainer, arguments, and what a loss must not return."""
+"""Checks of `EstimatorModule`: options of the Trainer that cannot work, and losses of a wrong type or shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of estimators that follow the number of optimizer steps that the Trainer counts."""
+"""A callback that changes settings of estimators, such as a temperature, as training proceeds."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["ScheduledSettings"]
 
 
 class ScheduledSettings(pl.Callback):
-    """Sets what follows a `Schedule` inside the module by the number of optimizer steps.
+    """Updates all settings in the module that follow a `Schedule`, by the number of optimizer steps taken.
 
-    Every `EstimatorModule` has one; give it to the Trainer for a LightningModule that is none. The Trainer's
-    `global_step` counts optimizer steps, so batches whose gradients are accumulated are one, and it goes on where the
-    checkpoint was saved. A module with several optimizers advances by one for each of their steps.
+    Every `EstimatorModule` has this callback; for any other LightningModule, give one to the Trainer. The number of
+    steps is the Trainer's `global_step`. Batches whose gradients are accumulated count as one step, each of several
+    optimizers counts its own steps, and a resumed run continues the count of its checkpoint.
     """
 
     def __init__(self) -> None:
@@ -24,12 +24,12 @@ class ScheduledSettings(pl.Callback):
         self._following: list[FollowsSchedules] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin, or go on where the checkpoint was saved."""
+        """Set the settings for the first step, or the first one after a checkpoint."""
         self._following = [part for part in pl_module.modules() if isinstance(part, FollowsSchedules)]
         self._follow(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Take up the settings of the next step."""
+        """Set the settings for the next step."""
         self._follow(trainer)
 
     def _follow(self, trainer: pl.Trainer) -> None:

@@ -1,4 +1,4 @@
-"""A LightningModule whose noise is a function of counters, not of history."""
+"""A LightningModule whose noise depends on the seed and the number of the batch only, so that runs can be resumed."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
 
 
 class SeededModule(pl.LightningModule):
-    """Draws the noise of every step from generators seeded by the run's seed, the stream, its counter and the process.
+    """Seeds the noise of every step by four numbers: the run's seed, the stream, the batch's number, and the process.
 
-    Processes draw independent noise, validation does not shift the noise of training, and a run resumed from a
-    checkpoint continues bit for bit if its data loader does. Training counts batches over the whole run. Evaluation
-    counts the batches of its loader only, so that a model gets the same figures in the process that trained it and in
-    one of its own. Outside the steps torch's generators are those of the user.
+    A stream is a purpose of noise, such as training or validation. So processes draw independent noise, validation does
+    not change the noise of training, and a run resumed from a checkpoint continues bit for bit if its data loader does.
+    In training, batches are numbered over the whole run. In evaluation, they are numbered from the beginning of the
+    loader, so a model is evaluated with the same noise during training and later. Outside of the steps, the states of
+    torch's generators are left to the user.
 
-    The run's seed is that of `seed_everything`, unless torch was seeded otherwise since. Without it, it is the seed
-    of the checkpoint that was loaded; without either, it is drawn from torch's generator when it is first needed, the
-    same for all processes. Checkpoints keep it.
+    The run's seed is that of `seed_everything`, unless torch was seeded differently afterwards. Without it, it is the
+    seed in the loaded checkpoint. Without either, it is drawn from torch's generator when it is first needed, and is
+    the same for all processes. Checkpoints keep it.
     """
 
     def __init__(self) -> None:
@@ -79,7 +80,7 @@ class SeededModule(pl.LightningModule):
         self._seed, self._seed_was_loaded = None, False
 
     def load_seed(self, seed: int | None) -> None:
-        """Take up the seed of the run that saved a checkpoint."""
+        """Use the seed of the run that saved a checkpoint."""
         self._seed, self._seed_was_loaded = seed, seed is not None
 
 
@@ -91,7 +92,7 @@ class EvaluationNoise(pl.Callback):
         self._open = ExitStack()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # a copy of a module that is made during a step owes the generators nothing
+        return {}  # a copy of the module made during a step must not restore the generators
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._open = ExitStack()
@@ -120,7 +121,7 @@ class EvaluationNoise(pl.Callback):
             pl_module.noise_seed()
 
     def _give_back(self, *_: Any, **__: Any) -> None:
-        """Give the generators back."""
+        """Restore the states of torch's generators."""
         self._open.close()
 
     on_validation_start = on_test_start = on_predict_start = _agree
@@ -135,6 +136,6 @@ class EvaluationNoise(pl.Callback):
 
 
 def _seed_everything() -> int | None:
-    """The seed of Lightning's `seed_everything`; None if torch was not seeded by it, or was seeded again since."""
+    """Return the seed of Lightning's `seed_everything`; None if it was not called, or torch was seeded again later."""
     given = os.environ.get("PL_GLOBAL_SEED")
     return int(given) if given is not None and int(given) == torch.initial_seed() else None

@@ -1,4 +1,4 @@
-"""Parameters that stay whole where others are sharded."""
+"""Training estimators in a model whose weights are divided (sharded) among processes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ __all__ = ["AverageWholeParameters"]
 
 
 class AverageWholeParameters(pl.Callback):
-    """Averages over processes the gradients of parameters that are not sharded, where others are.
+    """In a sharded model, averages the gradients of all parameters that are not sharded over processes.
 
-    Under Lightning's `ModelParallelStrategy` the module's `configure_model` shards what is large by torch's
-    `fully_shard`, which averages the gradients of what it shards and of nothing else. Single numbers (a temperature,
-    the scale of a control variate) it refuses, and estimators are best left whole: without this, every process would
-    train its own.
+    Under Lightning's `ModelParallelStrategy`, the module's `configure_model` shards large networks by torch's
+    `fully_shard`. It averages the gradients of the parameters that it shards, and of no others. It cannot shard single
+    numbers, such as a temperature or the scale of a control variate, so the parameters of estimators are left whole.
+    Without this callback, every process would train different ones.
 
-    What an estimator learns must stay whole. `REBAR` and `RelaxedREBAR` learn by a second derivative of the cost, which
-    torch cannot take through sharded weights: they are refused where anything of the model is sharded.
+    The parameters of an estimator must not be sharded. `REBAR` and `RelaxedREBAR` learn by a second derivative of the
+    cost, which torch cannot compute through sharded weights, so they are refused if any part of the model is sharded.
 
-    Every `EstimatorModule` has one; give it to the Trainer for a LightningModule that is none.
+    Every `EstimatorModule` has this callback; for any other LightningModule, give one to the Trainer.
 
     Raises:
         ValueError: At the start of training, naming the estimator and what works instead.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse what torch cannot do; let baselines average over processes, which they do unasked under DDP only."""
+        """Refuse what torch cannot do, and let baselines average over processes, as they do under DDP."""
         if isinstance(trainer.strategy, ModelParallelStrategy):
             for part in pl_module.modules():
                 if isinstance(part, RunningStatistics) and part.average_over_processes is None:
@@ -57,7 +57,7 @@ class AverageWholeParameters(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Average them."""
+        """Average the gradients that torch does not average."""
         if not isinstance(trainer.strategy, ModelParallelStrategy):
             return
         mesh = trainer.strategy.device_mesh["data_parallel"]

@@ -1,4 +1,4 @@
-"""A run that is asked to end saves its state first."""
+"""A callback that saves a checkpoint when the process is told to end by SIGTERM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_estimators.arguments import CheckedArguments
 
 __all__ = ["SaveOnSigterm"]
 
-STATUS = 128 + signal.SIGTERM  # what a shell reports of a process that the signal ended: 143
+STATUS = 128 + signal.SIGTERM  # 143, the exit status that shells report for a process ended by this signal
 
 
 class SaveOnSigterm(CheckedArguments, pl.Callback):

@@ -1,4 +1,4 @@
-"""The toy problem of Bernoulli variables: the smallest on which estimators for discrete latents differ."""
+"""The toy problem of Grathwohl et al. (2018): Bernoulli variables whose two outcomes cost almost the same."""
 
 from __future__ import annotations
 
