@@ -1,7 +1,12 @@
-"""Evaluating a cost at many points, in chunks of bounded memory and with the same noise at every point."""
+"""Evaluating a cost at many points, in chunks of bounded memory and with the same noise at every point.
+
+A loop over many points may take very long. It then warns or gives up early, instead of seeming to hang.
+"""
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -10,9 +15,11 @@ from torch import Tensor
 
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.norm_layers import norms_kept
-from lightning_estimators.objectives.pace import Pace
 
-__all__ = ["EvaluatedInChunks", "as_floating"]
+__all__ = ["EvaluatedInChunks", "Pace", "as_floating"]
+
+_SLOW, _HOPELESS = 60.0, 600.0  # seconds for one call of an estimator
+_MEASURED = 1.0  # seconds after which the speed of the loop is known well enough
 
 
 class EvaluatedInChunks:
@@ -85,3 +92,44 @@ def as_floating(cost: Tensor, like: Tensor) -> Tensor:
         like: A tensor of the dtype to which integers and booleans are converted.
     """
     return cost if cost.is_floating_point() else cost.to(like.dtype)
+
+
+class Pace:
+    """Estimates how long a loop will take: warns if that is more than a minute, and raises if it is more than ten.
+
+    Args:
+        count: How many points the loop evaluates.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.first = count, 0
+        self.began: float | None = None
+        self.told = False
+
+    def check(self, done: int) -> None:
+        """Estimate the remaining time once, from all chunks but the first one, which may include starting costs.
+
+        Args:
+            done: How many points have been evaluated.
+
+        Raises:
+            ValueError: The loop would take more than ten minutes.
+        """
+        now = time.monotonic()
+        if self.began is None:
+            self.began, self.first = now, done
+        if self.told or done == self.first or now - self.began < _MEASURED:
+            return
+        self.told = True
+        expected = (now - self.began) / (done - self.first) * (self.count - done)
+        if expected < _SLOW:
+            return
+        message = (
+            f"evaluating f with each coordinate changed in turn takes {self.count} points, and at the pace of the "
+            f"first {done} about {expected / 60:.0f} minutes more for this one call. Give f as an objective that knows "
+            "its structure (lightning_estimators.objectives), or use an estimator that evaluates f a few times, such "
+            "as REINFORCE or REBAR."
+        )
+        if expected > _HOPELESS:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=2)

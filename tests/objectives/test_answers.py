@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli, Gamma, Independent, Laplace, OneHotCa
 from lightning_estimators.baselines import LeaveOneOut
 from lightning_estimators.estimators import REBAR, REINFORCE, RELAX, Concrete, Enumeration, StochasticBackprop
 from lightning_estimators.networks import Surrogate
-from lightning_estimators.objectives import CallableObjective, pace, per_example
+from lightning_estimators.objectives import CallableObjective, chunks, per_example
 
 ESTIMATORS = [REINFORCE, REBAR, Concrete, Enumeration, StochasticBackprop, lambda: RELAX(Surrogate([3]))]
 
@@ -184,11 +184,11 @@ def test_a_loop_that_would_take_hours_is_refused_after_its_first_chunks(monkeypa
     f = CallableObjective(lambda z: z.sum(-1))
     f.chunk_bytes = 1
     z = torch.zeros(1, 1000)
-    monkeypatch.setattr(pace, "time", Clock(2.0))
+    monkeypatch.setattr(chunks, "time", Clock(2.0))
     with pytest.raises(ValueError, match=r"1000 points, .* about 33 minutes .*REINFORCE or REBAR"):
         f.coordinate_change(z, 1 - z)
     with pytest.raises(ValueError, match="1000 points"):
         f.coordinate_slope(z, 1 - z)
-    monkeypatch.setattr(pace, "time", Clock(0.1))
+    monkeypatch.setattr(chunks, "time", Clock(0.1))
     with pytest.warns(UserWarning, match="about 2 minutes"):
         f.coordinate_change(z, 1 - z)
