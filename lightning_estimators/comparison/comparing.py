@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -141,11 +142,29 @@ def _untouched(subject: pl.LightningModule | Pair) -> Iterator[None]:
     cuda = isinstance(subject, pl.LightningModule) and subject.device.type == "cuda"
     cuda = cuda or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's has no types
     try:
-        with generators_kept(include_cuda=cuda):
+        with generators_kept(include_cuda=cuda), _unlogged(subject):
             yield
     finally:
         torch.set_default_dtype(dtype)
         restore()
+
+
+@contextmanager
+def _unlogged(subject: pl.LightningModule | Pair) -> Iterator[None]:
+    """Let what a training step writes to `self.logger` go nowhere: a draw is no step."""
+    try:
+        trainer = subject.trainer if isinstance(subject, pl.LightningModule) else None
+    except RuntimeError:  # not in a Trainer
+        trainer = None
+    if not isinstance(trainer, pl.Trainer):
+        yield
+        return
+    loggers = trainer.loggers
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
 
 
 def _check(

@@ -36,6 +36,11 @@ _COUPLED = (
     "estimators differ in what they estimate: there is no reference, and no bias"
 )
 
+_BUSY = (
+    "this process computed in {:.0%} of the time only: if other programs kept the machine busy, the times of steps are "
+    "too long, those of long steps most"
+)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -76,7 +81,9 @@ def run(
             hidden.append(exact)  # something else than the latents is random, such as dropout
         left = max(0.1 * options.budget, options.budget - (time.monotonic() - began) - data_share)
         plan = Plan(0.0 if interrupted else left, options.draws, options.learning_steps, bar)
+        wall, computed = time.monotonic(), time.process_time()
         measured, stopped = measure(subject, [*candidates, *hidden], plan, first_index=10)
+        wall, computed = time.monotonic() - wall, time.process_time() - computed
         interrupted |= stopped
         usable = [] if subject.couples else [*references, *measured]
         pool = References(usable, [*_groups(measured), "total"], subject.rounding)
@@ -97,7 +104,11 @@ def run(
         seconds=time.monotonic() - began,
         learning_rate=LEARNING_RATE,
         interrupted=interrupted,
-        notes=[*([_COUPLED] if subject.couples else []), *_notes(rows, options)],
+        notes=[
+            *([_COUPLED] if subject.couples else []),
+            *_notes(rows, options),
+            *([_BUSY.format(computed / wall)] if subject.device.type == "cpu" and computed < 0.5 * wall > 1 else []),
+        ],
     )
 
 

@@ -35,6 +35,29 @@ class NotANumber(StochasticBackprop):
         return Estimate(estimate.value, {name: g * torch.nan for name, g in estimate.gradients.items()})
 
 
+class Exits(StochasticBackprop):
+    def estimate(self, q, leaves, f, context):
+        raise SystemExit(3)
+
+
+class ClaimsNothing(StochasticBackprop):
+    def is_unbiased(self, q):
+        raise NotImplementedError("one day")
+
+
+class CountsNothing(StochasticBackprop):
+    def evaluations(self, q):
+        raise KeyError("f")
+
+
+class ChangesItsInput(StochasticBackprop):
+    """Works in place on what it was given."""
+
+    def estimate(self, q, leaves, f, context):
+        context.zero_()
+        return super().estimate(q, leaves, f, context)
+
+
 class Slow(StochasticBackprop):
     def __init__(self, seconds: float) -> None:
         super().__init__()

@@ -4,13 +4,16 @@ import math
 import random
 import signal
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.distributions import Bernoulli, Independent
 
 from lightning_estimators import compare
+from lightning_estimators.baselines import LearnedBaseline
 from lightning_estimators.estimators import (
     LAX,
     REBAR,
@@ -22,7 +25,18 @@ from lightning_estimators.estimators import (
 )
 from lightning_estimators.model_parts import gradient_estimators
 from tests.comparison import misbehaving
-from tests.comparison.misbehaving import Crashes, Interrupted, Leaks, NotANumber, Refuses, Slow
+from tests.comparison.misbehaving import (
+    ChangesItsInput,
+    ClaimsNothing,
+    CountsNothing,
+    Crashes,
+    Exits,
+    Interrupted,
+    Leaks,
+    NotANumber,
+    Refuses,
+    Slow,
+)
 from tests.comparison.models import bottleneck_and_batch, two_latents
 
 Q = Independent(Bernoulli(logits=torch.zeros(2)), 1)
@@ -60,6 +74,75 @@ def test_crashing_refusing_and_nan_cost_their_own_row():
     assert all(math.isnan(row.variance) and row.draws == 0 for row in rows[:4])
     assert rows[4].refused is None
     assert rows[4].draws == 10
+
+
+def test_claims_that_raise_and_exits_cost_their_own_row():
+    candidates = [ClaimsNothing(), CountsNothing(), Exits(), StochasticBackprop()]
+    rows = compare((Q, cost), estimators=candidates, draws=5).rows
+    assert [row.refused for row in rows] == ["NotImplementedError: one day", "KeyError: 'f'", "SystemExit: 3", None]
+
+
+def test_inputs_are_put_back():
+    context, learned = torch.ones(3, 2), REINFORCE(LearnedBaseline())
+    q = Independent(Bernoulli(logits=torch.zeros(3, 2)), 1)
+    rows = compare((q, cost), context=context, estimators=[ChangesItsInput(), learned], draws=5, learning_steps=2).rows
+    assert torch.equal(context, torch.ones(3, 2))
+    assert [row.refused for row in rows] == [None, None]
+    module, batch = bottleneck_and_batch(REINFORCE())
+    before, step = batch[0].clone(), module.training_step
+
+    def careless(batch, batch_idx):
+        batch[0].mul_(0.5)
+        return step(batch, batch_idx)
+
+    module.training_step = careless
+    compare(module, batch, estimators=[], draws=4, learning_steps=0)
+    assert torch.equal(batch[0], before)
+
+
+def test_modules_deep_in_a_cost_are_left_as_they_were():
+    class Model:
+        parts = None
+
+    model, norm = Model(), nn.BatchNorm1d(2)
+    model.parts = {"decoder": [nn.Sequential(nn.Linear(2, 2), norm)]}
+
+    def decode(b):
+        return model.parts["decoder"][0](b.reshape(-1, 2)).reshape(b.shape)
+
+    q = Independent(Bernoulli(logits=torch.zeros(4, 2)), 1)
+    result = compare((q, lambda b: decode(b).square().sum(-1)), estimators=[REINFORCE()], draws=4, learning_steps=0)
+    assert int(norm.num_batches_tracked) == 0
+    assert result.reference.kind == "none"  # the BatchNorm couples costs
+    assert set(result.rows[0].groups) == {"logits/q", "f"}
+
+
+def test_loggers_of_a_trainer_hear_nothing(tmp_path):
+    module, batch = bottleneck_and_batch(REINFORCE())
+    step = module.training_step
+
+    def talkative(batch, batch_idx):
+        module.logger.experiment.log_metrics({"inside": 1.0})
+        return step(batch, batch_idx)
+
+    module.training_step = talkative
+    logger = CSVLogger(tmp_path)
+    module.trainer = pl.Trainer(logger=logger, enable_checkpointing=False, accelerator="cpu")
+    compare(module, batch, estimators=[], draws=4, learning_steps=0)
+    assert module.trainer.loggers == [logger]
+    assert logger.experiment.metrics == []
+
+
+def test_interruption_between_batches_keeps_the_table(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_estimators.comparison.run.data_variance", interrupted)
+    module, batch = bottleneck_and_batch(REINFORCE())
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*batch), batch_size=4)
+    result = compare(module, loader, estimators=[], draws=6, learning_steps=0)
+    assert result.interrupted
+    assert result.rows[0].draws == 6
 
 
 def test_slow_candidates_are_stopped_and_others_go_on():
