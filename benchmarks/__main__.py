@@ -30,6 +30,7 @@ from benchmarks.experiment import Experiment, Run
 from benchmarks.gamma import Gamma
 from benchmarks.plan import Plan, Rows, duration, repeat
 from benchmarks.policies import Policies
+from benchmarks.policy_variance import PolicyVariance
 from benchmarks.recommendation import Recommendation
 from benchmarks.record import Record
 from benchmarks.record_report import write_page
@@ -41,7 +42,10 @@ RECORD = Record()
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
-    for experiment in (Toy(), Gamma(), Regression(), Divergence(), Discrete(), RECORD, Policies(), Recommendation())
+    for experiment in (
+        *(Toy(), Gamma(), Regression(), Divergence(), Discrete(), RECORD),
+        *(Policies(), PolicyVariance(), Recommendation()),
+    )
 }
 """By the name of the command."""
 

@@ -20,7 +20,7 @@ from lightning_estimators.estimators import LAX, REINFORCE, RELAX, GradientEstim
 from lightning_estimators.modules import PolicyGradient
 from lightning_estimators.networks import Surrogate
 
-__all__ = ["Policies"]
+__all__ = ["CONTINUOUS", "NUM_ENVS", "NUM_STEPS", "TARGETS", "Policies", "estimator_of"]
 
 TARGETS = {"CartPole-v1": 195.0, "Acrobot-v1": -100.0, "LunarLander-v3": 200.0, "InvertedPendulum-v5": 950.0}
 """Mean return of 100 episodes from which an environment counts as solved."""
@@ -31,7 +31,8 @@ NO_SURROGATE = 0.0003
 """The value of `surrogate_lr` under which methods without a surrogate are run, once."""
 
 
-def _estimator(method: str) -> GradientEstimator:
+def estimator_of(method: str) -> GradientEstimator:
+    """Return the estimator by which a method learns."""
     surrogate = Surrogate([64], "tanh")
     return {"A2C": REINFORCE(NoBaseline()), "RELAX": RELAX(surrogate), "LAX": LAX(surrogate)}[method]
 
@@ -147,7 +148,7 @@ class Policies(Experiment):
             train_plain_a2c(environments, NUM_STEPS, batches, lr, critic_lr, log, seed)
         else:
             model = PolicyGradient(
-                _estimator(method),
+                estimator_of(method),
                 data.observation_size,
                 data.action_kind,
                 data.action_sizes,
