@@ -123,7 +123,7 @@ class PolicyVariance(Experiment):
             "policy": f"trained by A2C, Adam, lr {LR} (policy) and {CRITIC_LR} (critic), as in `policies`",
             "rollout": f"{NUM_STEPS} steps in each of {NUM_ENVS} environments, acted by the policy as it is then",
             "variance": "total over the policy's parameters, over rollouts that were not learned from",
-            "control variate": f"64 hidden units, tanh, {_learning_steps(settings)} steps of Adam(0.01) at the same policy, "
+            "control variate": f"64 hidden units, tanh, {_learning_steps(settings)} steps of Adam(0.01) at the policy, "
             "beside the critic",
         }
 
