@@ -12,6 +12,7 @@ from lightning_estimators.callbacks.adam_moments import model_optimizers, moment
 from lightning_estimators.callbacks.fresh_gradients import fresh_statistics
 from lightning_estimators.logged_steps import step_is_logged
 from lightning_estimators.moments import GradientStatistics
+from lightning_estimators.rollout import Policy
 
 __all__ = ["GradientVariance"]
 
@@ -70,7 +71,8 @@ class GradientVariance(CheckedArguments, pl.Callback):
 
     Raises:
         ValueError: An argument is out of range.
-        TypeError: At the start of `fit`: the module uses manual optimization, or its optimizer keeps no moments.
+        TypeError: At the start of `fit`: the module uses manual optimization, or its optimizer keeps no moments; or
+            `"fresh"` is used with a policy (`rollout.Policy`).
 
     Source: "fresh": Grathwohl et al. (2018), *Backpropagation through the void*, Figure 2 (left),
     https://arxiv.org/abs/1711.00123; "moments": Echraibi et al. (2020), *Generalized stochastic backpropagation*,
@@ -119,7 +121,14 @@ class GradientVariance(CheckedArguments, pl.Callback):
         self._step = 0  # of the step that is measured
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse modules whose training step does more than compute a loss."""
+        """Refuse modules whose training step does more than compute a loss, and policies, whose noise is elsewhere."""
+        if stage == "fit" and self.method == "fresh" and isinstance(pl_module, Policy):
+            raise TypeError(
+                "GradientVariance(method='fresh') draws gradients on one batch, and in a batch of a policy the actions "
+                "are given, from which most of the variance comes: by REINFORCE there would be none. Use "
+                "EstimatorComparison or compare(module, data.rollouts(module)), which act anew for every draw, or "
+                "method='moments'."
+            )
         if stage == "fit" and self.method == "fresh" and not pl_module.automatic_optimization:
             raise TypeError(
                 f"GradientVariance(method='fresh') repeats the training step of {type(pl_module).__name__} to draw "

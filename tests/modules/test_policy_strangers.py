@@ -11,6 +11,7 @@ pytest.importorskip("gymnasium", reason="needs lightning-estimators[rl]")
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_estimators.callbacks import GradientVariance
 from lightning_estimators.datamodules import Gymnasium
 from lightning_estimators.estimators import LAX, REINFORCE, RELAX
 from lightning_estimators.modules import PolicyGradient
@@ -103,6 +104,14 @@ def test_a_network_that_returns_no_tensor_is_refused():
 
     with pytest.raises(ValueError, match="for B = 2 it returned tuple"):
         build(data(), policy=Recurrent(4, 2))
+
+
+def test_the_variance_on_one_batch_is_refused_and_that_of_the_steps_is_told():
+    datamodule = data()
+    with pytest.raises(TypeError, match="in a batch of a policy the actions are given"):
+        fit(build(datamodule), datamodule, [GradientVariance()])
+    trainer = fit(build(datamodule), datamodule, [GradientVariance("moments")], log_every_n_steps=1)
+    assert trainer.callback_metrics["gradient/policy/variance"] > 0
 
 
 class Watching(pl.Callback):
