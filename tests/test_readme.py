@@ -60,3 +60,8 @@ def test_every_estimator_and_baseline_is_in_the_table():
     }
     public = (set(estimators.__all__) | set(baselines.__all__)) - helpers
     assert sorted(name for name in public if f"`{name}`" not in README) == []
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README)
+    assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
