@@ -1,4 +1,4 @@
-"""Every tutorial runs in an empty folder, as a reader's copy does, on one core: `pytest -n auto docs/test_tutorials.py`."""
+"""Every tutorial runs in an empty folder, as a reader's copy does: `pytest -n auto docs/test_tutorials.py`."""
 
 from pathlib import Path
 

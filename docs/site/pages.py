@@ -28,7 +28,7 @@ REFERENCE = {
     "schedules": ("Schedules", ["schedules", "schedulers"]),
     "objectives": ("Objectives", ["objectives"]),
     "rules": ("Rules of stochastic backpropagation", ["rules"]),
-    "comparison": ("Comparison", ["comparison", "moments", "module_gradients"]),
+    "comparison": ("Comparison", ["comparison", "moments", "moment_errors", "module_gradients"]),
     "modules": ("Modules and optimizers", ["modules", "chained_optimizer"]),
     "callbacks": ("Callbacks", ["callbacks"]),
     "datamodules": ("Data", ["datamodules"]),
@@ -39,7 +39,7 @@ REFERENCE = {
     "command_line": ("Command line and checkpoints", ["cli", "checkpoints", "checkpoint_io", "configurable"]),
     "parts": (
         "Parts for modules and estimators of your own",
-        ["arguments", "isolation", "logged_steps", "model_parts", "running_statistics"],
+        ["arguments", "isolation", "logged_steps", "model_parts", "norm_layers", "running_statistics"],
     ),
 }
 """Pages of the API reference: title, and the modules whose `__all__` is on them."""
