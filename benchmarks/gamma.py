@@ -78,7 +78,7 @@ class Gamma(FitExperiment):
 
     def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
         """Return problem, estimator and budget: five epochs, with a hundred measurements."""
-        steps = int(settings["steps"])
+        steps, sizes = int(settings["steps"]), self.sizes(settings)
         if steps < 100 or steps % 100:
             raise ValueError(f"the gamma toy takes a multiple of 100 steps, got {steps}.")
         model = UnsummedGammaToy if settings["estimator"] == JUMP else GammaToyModel
@@ -87,11 +87,11 @@ class Gamma(FitExperiment):
             "problem": settings["problem"],
             "target": 0.49,
             "num_latents": settings["dimension"],
-            "num_draws": self.sizes(settings)["draws"],
+            "num_draws": sizes["draws"],
             "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}},
         }
         return {
-            "trainer": {"max_epochs": 5, "log_every_n_steps": steps // 100, "limit_val_batches": 0},
+            "trainer": {"max_epochs": 5, "log_every_n_steps": steps // sizes["measurements"], "limit_val_batches": 0},
             "model": {"class_path": f"{model.__module__}.{model.__qualname__}", "init_args": arguments},
             "data": {"init_args": {"num_batches": steps // 5}},
         }

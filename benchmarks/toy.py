@@ -133,18 +133,18 @@ class Toy(FitExperiment):
 
     def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
         """Return target, estimator and budget: ten epochs, with a hundred measurements."""
-        steps = int(settings["steps"])
+        steps, sizes = int(settings["steps"]), self.sizes(settings)
         if steps < 100 or steps % 100:
             raise ValueError(f"the toy takes a multiple of 100 steps, got {steps}.")
         model = {
             "target": settings["target"],
             "estimator": self.estimator(settings),
             "optimizer": {"init_args": {"lr": settings["lr"]}},
-            "num_draws": self.sizes(settings)["draws"],
+            "num_draws": sizes["draws"],
             "figure_every_n_epochs": 0,
         }
         return {
-            "trainer": {"max_epochs": 10, "log_every_n_steps": steps // 100, "limit_val_batches": 0},
+            "trainer": {"max_epochs": 10, "log_every_n_steps": steps // sizes["measurements"], "limit_val_batches": 0},
             "model": {"init_args": model},
             "data": {"init_args": {"num_batches": steps // 10}},
         }
