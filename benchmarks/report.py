@@ -12,10 +12,10 @@ from benchmarks.discrete_report import MODELS, PUBLISHED
 from benchmarks.experiment import Experiment, Row, Run
 from benchmarks.plan import Plan, Rows, duration
 
-__all__ = ["ORDER", "run_lines", "write_report"]
+__all__ = ["run_lines", "write_report"]
 
 ORDER = ("discrete", "divergence", "toy", "gamma", "regression", "policies")
-"""The experiments of the report."""
+"""The first experiments of the report; all others that have claims follow."""
 
 HEAD = """\
 # Results: the experiments of two papers, repeated
@@ -74,15 +74,16 @@ def write_report(
     """
     folder, findings = rows.folder / "figures", rows.folder / "findings.md"
     folder.mkdir(parents=True, exist_ok=True)
-    finished = {name: rows.of(name) for name in ORDER}
+    names = (*ORDER, *(name for name, one in experiments.items() if one.claims and name not in ORDER))
+    finished = {name: rows.of(name) for name in names}
     judged = {
         name: [(claim, list(claim.judge(of))) for claim in experiments[name].claims] for name, of in finished.items()
     }
-    titles = {name: experiments[name].title or name.capitalize() for name in ORDER}
+    titles = {name: experiments[name].title or name.capitalize().replace("_", " ") for name in names}
     head = HEAD.replace("{findings}", os.path.relpath(findings, path.parent))
     lines = [head, *_answers(judged, titles), "\n## What was not run\n"]
     lines += [*_never_run(experiments, finished), *(_missing(plans) if plans is not None else []), READING]
-    for name in ORDER:
+    for name in names:
         lines += [f"\n## {titles[name]}\n", f"{experiments[name].summary} {_runs_of(finished[name])}"]
         lines += [f"\n{NOTES.rstrip()}"] if name == "discrete" else []
         lines += experiments[name].report(finished[name])
