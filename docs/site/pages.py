@@ -67,8 +67,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links that lead out of docs/ lead to the pages and files above."""
-    source = page.file.abs_src_path
-    return relink(markdown, Path(source).parent, page.file.src_uri) if source else markdown
+    source = page.file.abs_src_path or DOCS / page.file.src_uri  # of a notebook's page
+    return relink(markdown, Path(source).parent, page.file.src_uri)
 
 
 def site_uri(path: Path) -> str:
