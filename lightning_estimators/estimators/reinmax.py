@@ -28,6 +28,12 @@ class ReinMax(HasTemperature, StraightThroughEstimator):
     times the mean of the slopes at both ends (the trapezoidal rule). `StraightThrough` is so for linear f only. A
     higher λ has less variance and more bias.
 
+    The Rao-Blackwellised and control-variate forms of Wang & Bui (2026), *Beyond ReinMax*,
+    https://arxiv.org/abs/2603.08257, are left out. On the model of 20 categorical latents of the table of record
+    after 1,000 steps, where the squared norm of the gradient in the logits of an example is 6.5, ReinMax has variance
+    70 and a squared bias of less than 0.1. The first form has 59 and 0.6 at temperature 0.5, and 36 and 1.9 at 1
+    (`StraightThrough`: 21 and 2.0); the second has 84 and less than 0.1 with the weight of the paper, 69 with a third.
+
     Requirements: an f that is differentiable in z. Cost: one evaluation of f and of its gradient per sample.
 
     Args:

@@ -59,7 +59,7 @@ class StochasticBackprop(GradientEstimator):
     by what earlier calls taught (`objectives.sampled_changes` has the formula): one evaluation of f, two of its
     gradient, and m without gradient, instead of D evaluations, still unbiased, with more variance by the errors of the
     guesses and less by a control variate across coordinates. Rules of continuous families and counts ask for one to
-    four kinds of changes, m of each; they take f as a black box then, whose gradient serves the guess only. Costs with
+    five kinds of changes, m of each; they take f as a black box then, whose gradient serves the guess only. Costs with
     closed changes stay exact.
 
     Args:
@@ -69,7 +69,7 @@ class StochasticBackprop(GradientEstimator):
             allows: its gradient if it has one in z and the family has such a rule.
             What autograd calls a gradient may miss some of f: that of a step (`round`, `floor`, `sign`) is 0, which
             asks for False; and second derivatives, of which the scale of a normal has its own, miss kinks (`relu`,
-            `abs`), where Pathwise does not.
+            `abs`), which asks for False too, or for Pathwise.
         num_samples: S, samples per batch element; Echraibi et al. find one enough.
         coupling: How these depend on one another; see `GradientEstimator`.
         compile: Whether objectives may fuse their loops with `torch.compile`, which takes some seconds once: None for

@@ -12,6 +12,7 @@ from torch.distributions import (
     Gamma,
     Independent,
     Laplace,
+    MultivariateNormal,
     NegativeBinomial,
     Normal,
     OneHotCategorical,
@@ -223,6 +224,7 @@ def test_costs_with_closed_changes_get_the_exact_rule():
 JUMPS = {
     "Laplace": lambda p: Laplace(p, p.exp()),
     "Gamma": lambda p: Gamma(p.exp(), 1 + p.exp()),
+    "Normal": lambda p: Normal(p, p.exp()),
     "Poisson": lambda p: Poisson(p.exp()),
     "NegativeBinomial": lambda p: NegativeBinomial(1 + p.exp(), logits=p - 1),
     "Beta": lambda p: Beta(1 + p.exp(), 2 + p.exp()),
@@ -282,8 +284,8 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 
 
 def test_families_without_differences_are_refused_when_prepared():
-    with pytest.raises(TypeError, match="no rule for Normal that takes f as a black box"):
-        StochasticBackprop(num_changes=2).prepare(Independent(Normal(torch.zeros(2, 3), torch.ones(2, 3)), 1))
+    with pytest.raises(TypeError, match="no rule for MultivariateNormal that takes f as a black box"):
+        StochasticBackprop(num_changes=2).prepare(MultivariateNormal(torch.zeros(2, 3), torch.eye(3)))
 
 
 def test_a_point_mass_is_backpropagation_as_ever():

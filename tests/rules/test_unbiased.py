@@ -46,7 +46,7 @@ def supports(name: str, case: Case) -> bool:
     if case == ROUNDED and name in ("LAX", "REINFORCE"):
         return False
     if name == "differences":
-        return case.family is not Normal
+        return True
     if name == "GREP":
         return case.family in (Gamma, Chi2, Beta)
     return case in CONTINUOUS or name == "REINFORCE"

@@ -233,8 +233,10 @@ def plane_truth(family, cost):
 
 
 def accepts(name, family):
-    if name in ("differences", "derivatives"):
-        return family != {"differences": "normal", "derivatives": "poisson"}[name]
+    if name == "derivatives":
+        return family != "poisson"
+    if name == "differences":
+        return True
     return {"GREP": family in ("gamma", "beta"), "REINFORCE": True}.get(name, family != "poisson")
 
 
