@@ -55,8 +55,7 @@ class PolicyGradient(ActingModule):
     - The end of a batch cuts episodes off. The critic stands for the rest; without one the rest counts as nothing.
     - The entropy bonus maximises another objective on purpose: $J$ plus `entropy_coef` times the entropy.
 
-    The defaults did not collapse: advantages as they are, bounded gradients, a critic that learns faster than the
-    policy, and a small entropy bonus.
+    The defaults did not collapse: plain advantages, bounded gradients, a critic that learns faster, some entropy bonus.
 
     Logged besides what `EstimatorModule` logs, at logged steps:
 

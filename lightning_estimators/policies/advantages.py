@@ -42,12 +42,11 @@ def generalized_advantages(
     with torch.no_grad():
         errors = rewards + gamma * next_values - values
         decay = gamma * gae_lambda * ended.logical_not().to(errors.dtype)
-        advantages = torch.empty_like(errors)
-        following = torch.zeros_like(errors[0])
-        for t in reversed(range(len(errors))):
-            following = torch.addcmul(errors[t], decay[t], following)
-            advantages[t] = following
-    return advantages
+        following, advantages = torch.zeros_like(errors[0]), []
+        for error, share in zip(reversed(errors.unbind()), reversed(decay.unbind()), strict=True):
+            following = torch.addcmul(error, share, following)
+            advantages.append(following)
+    return torch.stack(advantages[::-1])
 
 
 def less_the_others(advantages: Tensor) -> Tensor:
