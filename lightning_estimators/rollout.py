@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["ActionKind", "Episodes", "Policy", "Rollout"]
+__all__ = ["ActionKind", "Episodes", "Policy", "Rollout", "ended_episodes"]
 
 ActionKind = Literal["discrete", "multi_discrete", "multi_binary", "box"]
 """Gymnasium's fundamental action spaces. Beside the kind, a list of sizes says what an action is:
@@ -62,6 +62,15 @@ class Rollout(NamedTuple):
     elapsed_steps: Tensor
     episode_returns: Tensor
     action_mask: Tensor | None = None
+
+
+def ended_episodes(rollout: Rollout) -> tuple[list[float], list[int]]:
+    """Return the returns and the lengths of the episodes that ended in a rollout, in the order in which they ended."""
+    ends = (rollout.terminated | rollout.truncated).flatten().nonzero().squeeze(-1)
+    if not len(ends):
+        return [], []
+    returns, elapsed = rollout.episode_returns.flatten()[ends], rollout.elapsed_steps.flatten()[ends]
+    return returns.tolist(), (elapsed + 1).tolist()
 
 
 class Episodes(NamedTuple):

@@ -76,7 +76,10 @@ class Collector:
         with policy.acting(number):
             for step in range(self.num_steps):
                 raw[step] = self._observations
-                into[step] = raw[step] if self.scale is None else self.scale(raw[step])
+                if self.scale is None:
+                    into[step] = raw[step]
+                else:
+                    self.scale(raw[step], out=into[step])
                 observations, mask = seen[step], self._mask
                 masks.append(mask)
                 if put is not None:

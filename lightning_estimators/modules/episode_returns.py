@@ -10,7 +10,7 @@ import torch
 
 from lightning_estimators.arguments import CheckedArguments
 from lightning_estimators.logged_steps import step_is_logged
-from lightning_estimators.rollout import Episodes, Rollout
+from lightning_estimators.rollout import Episodes, Rollout, ended_episodes
 
 __all__ = ["EpisodeReturns"]
 
@@ -59,9 +59,7 @@ class EpisodeReturns(CheckedArguments, pl.Callback):
         """Take in the episodes that ended in this batch, and log if it is time."""
         if not isinstance(batch, Rollout):
             return
-        ends = batch.terminated | batch.truncated
-        returns, lengths = batch.episode_returns[ends].tolist(), (batch.elapsed_steps[ends] + 1).tolist()
-        self._ended.extend(zip(returns, lengths, strict=True))
+        self._ended.extend(zip(*ended_episodes(batch), strict=True))
         if not (step_is_logged(trainer, batch_idx) or batch_idx + 1 >= trainer.num_training_batches):
             return
         sums = torch.tensor([*map(sum, zip(*self._ended, strict=True))] or [0.0, 0.0], dtype=torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 
-from lightning_estimators.rollout import Rollout
+from lightning_estimators.rollout import Rollout, ended_episodes
 
 __all__ = ["CollapseWatch"]
 
@@ -32,7 +32,7 @@ class CollapseWatch:
 
     def add(self, rollout: Rollout) -> None:
         """Take in the episodes that ended in a rollout, in the order in which they ended."""
-        self.returns.extend(rollout.episode_returns[rollout.terminated | rollout.truncated].tolist())
+        self.returns.extend(ended_episodes(rollout)[0])
 
     def look(self, exploration: float) -> None:
         """Warn if the policy has collapsed.
