@@ -58,36 +58,24 @@ class Discrete(FitExperiment):
         """Return whether the estimator takes so many samples: only the exact rule is run with several."""
         return settings["samples"] == 1 or settings["estimator"] == "StochasticBackprop"
 
+    def estimator(self, settings: Mapping[str, Value]) -> Settings:
+        """Return the configuration of the estimator, with its number of samples."""
+        named = super().estimator(settings)
+        return named | {"init_args": named["init_args"] | {"num_samples": settings["samples"]}}
+
+    def worked_out(self, settings: Mapping[str, Value], data_root: str) -> dict[str, Any]:
+        """Return the learning rate of the estimator's own parameters, and the arguments of the data."""
+        files = {"root": data_root, "batch_size": 100, "binarization": "static"}
+        data = {} if settings["data"] == "Digits" else files
+        return {"surrogate_lr": 10 * float(settings["lr"]), "data_arguments": data}
+
     def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
-        """Return estimator, learning rates, budget, data and what is measured."""
-        sizes, lr = self.sizes(settings), float(settings["lr"])
-        variance, every = "lightning_estimators.callbacks.GradientVariance", {"every_n_steps": sizes["every"]}
-        model: Settings = {
-            "estimator": self.estimator(settings, num_samples=settings["samples"]),
-            "optimizer": {"init_args": {"lr": lr}},
-            "surrogate_optimizer": {"init_args": {"lr": 10 * lr}},
-            "test_samples": sizes["draws"],
-        }
+        """Return what differs from the configuration; in a quick run, the model is tiny too."""
+        changes = super().changes(settings, data_root)
         if settings.get("quick"):
-            model["num_latents"] = [6, 5] if settings["model"] == "bernoulli_two_layer" else [6]
-            model["num_categories"] = 3
-        data: Settings = {"class_path": f"lightning_estimators.datamodules.{settings['data']}"}
-        if settings["data"] != "Digits":
-            data["init_args"] = {"root": data_root, "batch_size": 100, "binarization": "static"}
-        return {
-            "trainer": {
-                "max_epochs": settings["epochs"],
-                "limit_train_batches": sizes["batches"],
-                "log_every_n_steps": sizes["log_every"],
-                "callbacks": [
-                    {"class_path": variance, "init_args": {"method": "fresh", "num_samples": 10, **every}},
-                    {"class_path": variance, "init_args": {"method": "moments", "prefix": "adam", **every}},
-                    {"class_path": "benchmarks.discrete.TrainELBO"},
-                ],
-            },
-            "model": {"init_args": model},
-            "data": data,
-        }
+            latents = [6, 5] if settings["model"] == "bernoulli_two_layer" else [6]
+            changes["model"]["init_args"] |= {"num_latents": latents, "num_categories": 3}
+        return changes
 
     def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
         """Return bounds on training and test images, and variances at the end of training."""

@@ -53,8 +53,8 @@ class FitExperiment(Experiment):
     folder of the run, has what differs from the file. TensorBoard's events and the checkpoint from which an interrupted
     run continues lie beside it.
 
-    Implementing one: describe it in `experiments.yaml`, set `name` and `judges`, and implement `changes`, `evaluate`
-    and what `Experiment` asks for the report.
+    Implementing one: describe it in `experiments.yaml`, set `name` and `judges`, and implement `evaluate` and what
+    `Experiment` asks for the report.
     """
 
     checkpoint_every: ClassVar[int] = 1
@@ -90,10 +90,6 @@ class FitExperiment(Experiment):
         )  # fmt: skip
 
     @abstractmethod
-    def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
-        """Return what differs from the configuration."""
-
-    @abstractmethod
     def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
         """Return the final figures of the trained model."""
 
@@ -106,10 +102,19 @@ class FitExperiment(Experiment):
         """Return the sizes of a full or a quick run."""
         return {name: words[bool(settings.get("quick"))] for name, words in self.description["sizes"].items()}
 
-    def estimator(self, settings: Mapping[str, Value], **arguments: Value) -> Settings:
-        """Return the configuration of the estimator, with more arguments."""
-        named = self.estimators[str(settings["estimator"])]
-        return named | {"init_args": named["init_args"] | arguments}
+    def estimator(self, settings: Mapping[str, Value]) -> Settings:
+        """Return the configuration of the estimator."""
+        return self.estimators[str(settings["estimator"])]
+
+    def worked_out(self, settings: Mapping[str, Value], data_root: str) -> dict[str, Any]:
+        """Return further values that `changes` in `experiments.yaml` names."""
+        return {}
+
+    def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
+        """Return what differs from the configuration."""
+        values = {**settings, **self.sizes(settings), "estimator": self.estimator(settings)}
+        filled: Settings = _filled(self.description["changes"], values | self.worked_out(settings, data_root))
+        return filled
 
     def run(self, settings: Mapping[str, Value], folder: Path, data_root: str) -> Outcome:
         """Fit, from the checkpoint in the folder if there is one, and evaluate."""
@@ -167,6 +172,18 @@ class FitExperiment(Experiment):
         }
         shared = {"seed_everything": settings["seed"], "checkpoint": checkpoint}
         return changes | shared | {"trainer": changes["trainer"] | trainer}
+
+
+def _filled(template: Any, values: Mapping[str, Any]) -> Any:
+    """Return a part of a configuration with values in the places of their names in braces."""
+    if isinstance(template, dict):
+        return {name: _filled(part, values) for name, part in template.items()}
+    if isinstance(template, list):
+        return [_filled(part, values) for part in template]
+    if not isinstance(template, str):
+        return template
+    name = template[1:-1]
+    return values[name] if template == f"{{{name}}}" else template.format(**values)
 
 
 class CurveLogger(Logger):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from benchmarks.comparison import Difference, Finding, Judge, ahead, grouped, of_estimator, seeds, stated, table
 from benchmarks.experiment import Row, Value
 from benchmarks.figures import Panel, curves_by_estimator, draw
-from benchmarks.fit_experiment import FitExperiment, Settings, late_log_mean, logged_curves
+from benchmarks.fit_experiment import FitExperiment, late_log_mean, logged_curves
 from lightning_estimators.cli import EstimatorCLI
 from lightning_estimators.modules import GammaToyModel
 from lightning_estimators.objectives import Objective, Separable
@@ -76,25 +76,14 @@ class Gamma(FitExperiment):
     }
     readings = dict.fromkeys(("series_is_fastest", "jump_is_fastest"), _by_problem)
 
-    def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
-        """Return problem, estimator and budget: five epochs, with a hundred measurements."""
-        steps, sizes = int(settings["steps"]), self.sizes(settings)
+    def worked_out(self, settings: Mapping[str, Value], data_root: str) -> dict[str, Any]:
+        """Return the model, how steps are divided into five epochs, and how often is measured."""
+        steps = int(settings["steps"])
         if steps < 100 or steps % 100:
             raise ValueError(f"the gamma toy takes a multiple of 100 steps, got {steps}.")
         model = UnsummedGammaToy if settings["estimator"] == JUMP else GammaToyModel
-        arguments = {
-            "estimator": self.estimator(settings),
-            "problem": settings["problem"],
-            "target": 0.49,
-            "num_latents": settings["dimension"],
-            "num_draws": sizes["draws"],
-            "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}},
-        }
-        return {
-            "trainer": {"max_epochs": 5, "log_every_n_steps": steps // sizes["measurements"], "limit_val_batches": 0},
-            "model": {"class_path": f"{model.__module__}.{model.__qualname__}", "init_args": arguments},
-            "data": {"init_args": {"num_batches": steps // 5}},
-        }
+        measured = {"log_every": steps // self.sizes(settings)["measurements"], "num_batches": steps // 5}
+        return {"model": f"{model.__module__}.{model.__qualname__}"} | measured
 
     def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
         """Return the exact loss, and the variance at the end."""

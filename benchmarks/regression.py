@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from benchmarks.comparison import (
     Difference,
@@ -21,7 +21,7 @@ from benchmarks.comparison import (
 )
 from benchmarks.experiment import Row, Value
 from benchmarks.figures import Panel, curves_by_estimator, draw
-from benchmarks.fit_experiment import FitExperiment, Settings, late_log_mean, logged_curves
+from benchmarks.fit_experiment import FitExperiment, late_log_mean, logged_curves
 from lightning_estimators.cli import EstimatorCLI
 
 __all__ = ["Regression"]
@@ -72,23 +72,9 @@ class Regression(FitExperiment):
     }
     checkpoint_every = 30
 
-    def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
-        """Return estimator, budget and what is measured, at the start of every third epoch."""
-        sizes = self.sizes(settings)
-        variance = {"num_samples": 10, "every_n_steps": 8 * sizes["every"]}
-        return {
-            "trainer": {
-                "max_epochs": settings["epochs"],
-                "check_val_every_n_epoch": sizes["every"],
-                "log_every_n_steps": 8,
-                "num_sanity_val_steps": 0,
-                "callbacks": [{"class_path": "lightning_estimators.callbacks.GradientVariance", "init_args": variance}],
-            },
-            "model": {
-                "init_args": {"estimator": self.estimator(settings, num_samples=50), "eval_samples": sizes["draws"]}
-            },
-            "data": {"init_args": {"eval_batch_size": 569}},
-        }
+    def worked_out(self, settings: Mapping[str, Value], data_root: str) -> dict[str, Any]:
+        """Return the steps between two measurements: an epoch has eight."""
+        return {"every_n_steps": 8 * self.sizes(settings)["every"]}
 
     def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
         """Return ELBO and accuracy of the whole data, and variances at the end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from benchmarks.comparison import (
     Difference,
@@ -22,7 +22,7 @@ from benchmarks.comparison import (
 )
 from benchmarks.experiment import Row, Value
 from benchmarks.figures import Panel, curves_by_estimator, curves_of, draw
-from benchmarks.fit_experiment import FitExperiment, Settings, late_log_mean, late_mean, logged_curves
+from benchmarks.fit_experiment import FitExperiment, late_log_mean, late_mean, logged_curves
 from lightning_estimators.cli import EstimatorCLI
 
 __all__ = ["Toy"]
@@ -131,23 +131,12 @@ class Toy(FitExperiment):
         """Return whether there is anything to learn: at a fixed θ only control variates learn."""
         return float(settings["lr"]) > 0 or settings["estimator"] in ("REBAR", "RELAX")
 
-    def changes(self, settings: Mapping[str, Value], data_root: str) -> Settings:
-        """Return target, estimator and budget: ten epochs, with a hundred measurements."""
-        steps, sizes = int(settings["steps"]), self.sizes(settings)
+    def worked_out(self, settings: Mapping[str, Value], data_root: str) -> dict[str, Any]:
+        """Return how steps are divided into ten epochs, and how often is measured."""
+        steps = int(settings["steps"])
         if steps < 100 or steps % 100:
             raise ValueError(f"the toy takes a multiple of 100 steps, got {steps}.")
-        model = {
-            "target": settings["target"],
-            "estimator": self.estimator(settings),
-            "optimizer": {"init_args": {"lr": settings["lr"]}},
-            "num_draws": sizes["draws"],
-            "figure_every_n_epochs": 0,
-        }
-        return {
-            "trainer": {"max_epochs": 10, "log_every_n_steps": steps // sizes["measurements"], "limit_val_batches": 0},
-            "model": {"init_args": model},
-            "data": {"init_args": {"num_batches": steps // 10}},
-        }
+        return {"log_every": steps // self.sizes(settings)["measurements"], "num_batches": steps // 10}
 
     def evaluate(self, cli: EstimatorCLI, settings: Mapping[str, Value]) -> dict[str, float]:
         """Return exact loss, θ and the quality of the gradient at the end; keep the relaxation as a curve."""
