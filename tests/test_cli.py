@@ -367,6 +367,12 @@ def test_an_unwritable_folder_is_refused_before_training(capsys):
         (["fit", "--data.binarization", "dithered"], ['"binarization"', "'dynamic'", "'none'", "dithered"]),
         (["fit", *SMALL, "--data", "MNIST"], ["MNIST", "train-images-idx3-ubyte", "--data.download", "--data.root"]),
         (["fit", "--config", "nowhere.yaml"], ['"config"', "nowhere.yaml"]),
+        (["fit", "--model", "3"], ['"model"', "3"]),
+        (
+            ["fit", *SMALL, "--model.optimizer", "Adam", "--model.optimizer.capturable", "true"],
+            ["capturable=True", "supported devices"],
+        ),
+        (["fit", *SMALL, "--trainer.accumulate_grad_batches", "0"], ["accumulate_grad_batches", "1 or more"]),
         (["fit", *SMALL, "--trainer.devices", "99999"], ["--trainer.devices 99999", "processors"]),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,

@@ -71,7 +71,8 @@ def saved_job(path: str, subcommand: str | None, asked: Namespace) -> dict[str, 
 
 def given_class(value: Any) -> str | None:
     """Return the class that an option names, if it does."""
-    return value if isinstance(value, str) else value.get("class_path") if value else None
+    named = value.get("class_path") if isinstance(value, Mapping | Namespace) else value
+    return named if isinstance(named, str) else None
 
 
 def find_checkpoint(which: str, trainer: Mapping[str, Any], options: Mapping[str, Any], *, elsewhere: bool) -> str:

@@ -67,13 +67,13 @@ class Parser(LightningArgumentParser):
         owners = [owner for part in message.split("'") if "." in part and (owner := imported_class(part))]
         makers = [vars(base)["__init__"] for owner in owners for base in owner.__mro__ if "__init__" in vars(base)]
         known = {name for maker in makers for name in signature(maker).parameters}
-        options = list(self.get_defaults().keys())
-        known |= {f"--{name}" for name in options} | {cls.__name__ for cls in pending}
+        known |= {f"--{name}" for name in self.get_defaults().keys()}  # noqa: SIM118  # it is no dictionary
+        classes = {cls.__name__ for cls in pending}
         typed = {part for word in getattr(self, "args", []) for part in (word, *word.partition("=")[::2])}
         typed |= {word.rpartition(".")[2] for word in typed if word.startswith("--")}
-        typed -= known | {name.rpartition(".")[2] for name in options}
-        misspelt = [word for word in sorted(typed) if word and word in message]
-        return sorted({near for word in misspelt for near in difflib.get_close_matches(word, known, 1, 0.8)})
+        misspelt = [word for word in typed - known - classes if word and word in message]
+        names = {word: known | classes if word[0].isupper() else known for word in misspelt}
+        return sorted({near for word in misspelt for near in difflib.get_close_matches(word, names[word], 1, 0.8)})
 
 
 _NOISE = (

@@ -20,17 +20,17 @@ def is_refusal(error: BaseException) -> bool:
     """Return whether it is about what was asked for; anything else is a bug to be traced."""
     if isinstance(error, OSError) or str(error).startswith("Error(s) in loading state_dict"):
         return True
-    purposeful = (
-        ImportError,
-        ValueError,
-        TypeError,
-        FloatingPointError,
-        RuntimeError,
-        RecursionError,
-        MisconfigurationException,
-    )
-    packages = ("lightning_estimators.", "lightning.", "torch.optim.", "jsonargparse.", "yaml.", "codecs")
-    return isinstance(error, purposeful) and f"{_raised_in(error)}.".startswith(packages)
+    raised_in = f"{_raised_in(error)}."
+    if raised_in.startswith("torch.optim."):  # an optimizer or a scheduler that cannot work with its numbers
+        return True
+    return isinstance(error, _PURPOSEFUL) and raised_in.startswith(_PACKAGES)
+
+
+_PURPOSEFUL = (
+    *(ImportError, ValueError, TypeError, RuntimeError),
+    *(FloatingPointError, RecursionError, MisconfigurationException),
+)
+_PACKAGES = ("lightning_estimators.", "lightning.", "jsonargparse.", "yaml.", "codecs")
 
 
 def _raised_in(error: BaseException) -> str:

@@ -27,8 +27,10 @@ def refuse_unsupported(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             f'Trainer(precision="16-true") is not supported by {name}: squared gradients, which control variates '
             'minimise and Adam divides by, underflow. Use precision="bf16-true", "bf16-mixed" or 32.'
         )
-    if trainer.accumulate_grad_batches < 1:
-        raise ValueError(f"accumulate_grad_batches must be 1 or more, got {trainer.accumulate_grad_batches}.")
+    for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        value: int | None = getattr(trainer, option)
+        if value is not None and value < 1:
+            raise ValueError(f"Trainer({option}={value}): it must be 1 or more.")
     if isinstance(trainer.strategy, DeepSpeedStrategy):
         raise ValueError(
             f"DeepSpeedStrategy is not supported by {name}: it steps an optimizer of its own in place of the two. "
