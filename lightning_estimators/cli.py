@@ -33,6 +33,7 @@ from lightning_estimators.commandline.surroundings import (
     check_number_of_processes,
     check_surroundings,
     check_writable,
+    refuse,
 )
 from lightning_estimators.commandline.words import CONFIGS, arranged, environment_as_words, without_model_and_data
 from lightning_estimators.modules import EstimatorModule
@@ -120,9 +121,7 @@ class EstimatorCLI(LightningCLI):
             return self._parse(words, words)
         words = arranged(words, self.subcommands())
         subcommand = next((word for word in words if word in self.subcommands()), None)
-        if not parser.default_env:
-            return self._parse(words, without_model_and_data(words))
-        with environment_as_words(subcommand) as given:
+        with environment_as_words(subcommand, enabled=parser.default_env) as given:
             after = words.index(subcommand) + 1 if subcommand else 0
             words = words[:after] + given + words[after:]
             self._parse(words, without_model_and_data(words))
@@ -240,14 +239,13 @@ def main(args: ArgsType = None) -> None:
     Raises:
         SystemExit: With status 2, after one message, if what was asked for cannot be done.
     """
+    check_surroundings()
+    if args is None and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # the console script, unlike `python -m`, does not look there
     try:
-        check_surroundings()
-        if args is None and os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # the console script, unlike `python -m`, does not look there
         EstimatorCLI(args)
     except Exception as raised:
         error = root_cause(raised)
         if os.environ.get("JSONARGPARSE_DEBUG", "").lower() == "true" or not is_refusal(error):
             raise error from None
-        print(f"error: {error}\n(JSONARGPARSE_DEBUG=true shows where it was raised.)", file=sys.stderr)
-        raise SystemExit(2) from error
+        refuse(f"{error}\n(JSONARGPARSE_DEBUG=true shows where it was raised.)")

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from typing import NoReturn
 
-__all__ = ["check_number_of_processes", "check_surroundings", "check_writable"]
+__all__ = ["check_number_of_processes", "check_surroundings", "check_writable", "refuse"]
 
 _LEAST = {"RANK": 0, "LOCAL_RANK": 0, "NODE_RANK": 0, "GROUP_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
 
 
 def check_surroundings() -> None:
-    """Look at the current folder, and at what a launcher says of this process.
+    """Look at the current folder, and at what a launcher says of this process, both of which imports depend on.
 
     Raises:
-        FileNotFoundError: The current folder was deleted.
-        ValueError: An environment variable that numbers the processes is no number, or too small.
+        SystemExit: With status 2, after a message: the current folder was deleted, or an environment variable that
+            numbers the processes is no number, or too small.
     """
     try:
         os.getcwd()
-    except FileNotFoundError as error:
-        raise FileNotFoundError("the current folder was deleted; change to another one.") from error
+    except FileNotFoundError:
+        refuse("the current folder was deleted; change to another one.")
     for name, least in _LEAST.items():
         value = os.environ.get(name, str(least))
         if not value.isdecimal() or int(value) < least:
-            raise ValueError(
+            refuse(
                 f"the environment variable {name} must be an integer of at least {least}, got {value!r}. It is set by "
                 "launchers such as torchrun; unset it to run on this machine alone."
             )
+
+
+def refuse(message: str) -> NoReturn:
+    """End the process with one message and status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def check_writable(folder: str) -> None:

@@ -58,14 +58,15 @@ def without_model_and_data(words: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def environment_as_words(subcommand: str | None) -> Iterator[list[str]]:
+def environment_as_words(subcommand: str | None, *, enabled: bool) -> Iterator[list[str]]:
     """Yield options of model and data that environment variables give, as words, and hide the variables meanwhile.
 
     jsonargparse would neither find `PL_FIT__MODEL__ESTIMATOR`, which only the model's class knows, nor take the short
     name of a class in `PL_FIT__MODEL`.
     """
     prefix = f"PL_{subcommand.upper()}__" if subcommand else "PL_"
-    given = {name: os.environ[name] for name in sorted(os.environ) if re.match(f"{prefix}(MODEL|DATA)(__|$)", name)}
+    names = [name for name in sorted(os.environ) if enabled and re.match(f"{prefix}(MODEL|DATA)(__|$)", name)]
+    given = {name: os.environ[name] for name in names}
     for name in given:
         del os.environ[name]
     try:
