@@ -93,7 +93,7 @@ def test_batch_of_one_of_the_toy():
 def test_pooled_reference_flags_what_is_biased_and_nothing_else():
     q = Independent(Gamma(torch.tensor([[1.5, 0.7]]), torch.tensor([[1.0, 2.0]])), 1)
     candidates = [Pathwise(), StochasticBackprop(), REINFORCE(), Planted(0.5)]
-    result = compare((q, lambda z: (1.3 * z).sin().sum(-1)), estimators=candidates, draws=150, learning_steps=50)
+    result = compare((q, lambda z: (1.3 * z).sin().sum(-1)), estimators=candidates, draws=100, learning_steps=20)
     assert result.reference.kind == "pooled"
     assert result.reference.error > 0
     assert [row.bias_z > ALARM for row in result.rows] == [False, False, False, True]
