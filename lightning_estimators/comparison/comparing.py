@@ -179,7 +179,7 @@ def _check(
     if isinstance(subject, pl.LightningModule) and batch is None:
         raise TypeError("compare needs a batch of the module, or a DataLoader: compare(module, batch).")
     if not isinstance(subject, pl.LightningModule) and batch is not None:
-        raise TypeError("compare takes no batch beside a pair (q, f), which is one: leave it out.")
+        raise TypeError("compare takes no batch beside a pair (q, f), which is one: compare((q, f), estimators=[...]).")
     if estimators is not None and not isinstance(estimators, Sequence):
         raise TypeError(f"estimators must be a sequence, such as [REBAR()], got {type(estimators).__name__}.")
     wrong = [one for one in estimators or [] if not isinstance(one, GradientEstimator)]

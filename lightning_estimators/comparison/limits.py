@@ -7,52 +7,57 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-__all__ = ["TooSlowError", "peak_bytes", "time_limit"]
+__all__ = ["AGAIN", "TooSlowError", "peak_bytes", "time_limit"]
 
 
-_AGAIN = 0.5  # seconds
+AGAIN = 5.0
+"""Seconds, at least, after which an alarm that had no effect rings again."""
 
 
 class TooSlowError(RuntimeError):
     """A candidate took longer than its share of the budget."""
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> AbstractContextManager[object]:
     """Raise `TooSlowError` in the block once it has taken so many seconds, where the system can interrupt it.
 
-    It can on Unix in the main thread, between two operations of Python; elsewhere this does nothing. It is raised again
-    every half second, since Python drops what is raised while it clears up objects.
+    It can on Unix in the main thread, between two operations of Python; elsewhere this does nothing. If the block goes
+    on, since Python drops what is raised while it clears up objects, it is raised again after the same time, and not
+    before `AGAIN`, by which the block has been left otherwise.
 
     Args:
         seconds: More than 0.
     """
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    possible = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    return _Alarm(seconds) if possible else nullcontext()
 
-    def ring(*_: Any) -> None:
-        raise TooSlowError(f"it took longer than {seconds:.2g} s, its share of the budget.")
 
-    handler = signal.signal(signal.SIGALRM, ring)
-    began = time.monotonic()
-    left, interval = signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), _AGAIN)  # there may be a timer of others
-    try:
-        yield
-    finally:
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        finally:  # it may ring in the line above
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
+class _Alarm:
+    """Not a generator, which an alarm could interrupt on the way to what it does at the end."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = max(seconds, 1e-3)
+
+    def __enter__(self) -> None:
+        self.handler = signal.signal(signal.SIGALRM, self._ring)
+        self.began = time.monotonic()
+        again = max(self.seconds, AGAIN)
+        self.others = signal.setitimer(signal.ITIMER_REAL, self.seconds, again)  # a timer that was running already
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self.handler)
+        left, interval = self.others
         if left:
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-3), interval)
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - self.began), 1e-3), interval)
+
+    def _ring(self, *_: object) -> None:
+        raise TooSlowError(f"it took longer than {self.seconds:.2g} s, its share of the budget.")
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> float:

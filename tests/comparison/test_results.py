@@ -116,6 +116,7 @@ def test_time_limit_gives_timers_back():
 
 def test_time_limit_rings_again_where_python_drops_what_is_raised(monkeypatch):
     dropped = []
+    monkeypatch.setattr("lightning_estimators.comparison.limits.AGAIN", 0.5)
     monkeypatch.setattr(sys, "unraisablehook", lambda found: dropped.append(found.exc_type))
 
     class Cleared:
