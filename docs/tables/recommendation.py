@@ -48,14 +48,16 @@ def agreement(works: Sequence[float], costs: Sequence[float]) -> tuple[float, fl
 
 
 def told(trained: Sequence[Trained], work: dict[str, float]) -> str:
-    """Return the correlation of works with costs, in words: of the mean costs, and of those of each seed."""
+    """Return the correlation of works with costs, of means and of each seed, and the place in costs of the first."""
     kept = [one for one in trained if math.isfinite(work[one.name])]
     works = [work[one.name] for one in kept]
     rho, p = agreement(works, [one.cost for one in kept])
     seeds = sorted(set.intersection(*(set(one.costs) for one in kept)))
     single = [agreement(works, [one.costs[seed] for one in kept])[0] for seed in seeds]
     by_seed = f"; {', '.join(f'{one:.2f}' for one in single)}" if len(single) > 1 else ""
-    return f"{rho:.2f} (n = {len(kept)}, p = {p:.2g}{by_seed})"
+    first = min(kept, key=lambda one: work[one.name])
+    place = 1 + sum(one.cost < first.cost for one in kept)
+    return f"{rho:.2f} (p = {p:.2g}{by_seed}); {place} of {len(kept)}"
 
 
 def lines() -> Iterator[str]:
