@@ -69,3 +69,9 @@ def test_commands_run_alone(code):
     environment = dict(os.environ, PATH=path, PYTHONPATH=str(ROOT))
     run = subprocess.run(["bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]
+
+
+def test_table_is_of_the_rows(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs/tables")
+    lines = list(importlib.import_module("which_estimator").lines())
+    assert "\n".join(lines) in (ROOT / "docs/which_estimator.md").read_text(), "python docs/tables/which_estimator.py"
