@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives.base import repeated_derivative
@@ -76,12 +77,16 @@ class FirstLayerLinear(LinearObjective):
         points = torch.arange(len(at.z), device=z.device)
         with torch.no_grad():
             first = self.pre_activations_again(z, self.weight.dtype)
-            columns = self.weight.T.reshape(*at.z.shape[1:], -1).to(first.dtype)
+            width = at.z.shape[-1]
+            rows = self.weight.T.reshape(at.z.shape[1:].numel(), -1).to(first.dtype).contiguous()
+            entries = torch.arange(width, device=z.device)
 
             def moved(index: Tensor) -> Tensor:
                 alternative, j = which[0][index], which[1][index]
-                delta = (at.z_new[alternative, points, j] - at.z[points, j]).to(first.dtype)
-                step = torch.einsum("nlk,nlkh->nlh", delta, columns[j]) if at.one_hot else delta * columns[j, 0]
+                delta = (at.z_new[alternative, points, j] - at.z[points, j]).to(first.dtype).flatten(0, 1)
+                # The sum of the columns of W for the entries that move, times their moves; none of them is copied.
+                of_entries = (width * j.unsqueeze(-1) + entries).flatten(0, 1)
+                step = embedding_bag(of_entries, rows, per_sample_weights=delta, mode="sum")
                 return step.reshape(len(index), *first.shape).add_(first)
 
             return self._changes(self.rest, first, moved, len(which[0]), here).flatten(1)
