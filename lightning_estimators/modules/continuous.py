@@ -9,13 +9,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Laplace, kl_divergence
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.modules.families import LATENT_FAMILIES, log_densities
 from lightning_estimators.modules.latent import LatentImageModel, at_least_float32, check_choice
 from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import BernoulliLinear, GaussianLinear, Objective
+from lightning_estimators.objectives.bernoulli_cost import bernoulli_cost
 
 __all__ = ["ContinuousLatentModel"]
 
@@ -195,10 +195,10 @@ class ContinuousLatentModel(LatentImageModel):
         return kl
 
     def _pixel_cost(self, pixels: Tensor, output: Tensor) -> Tensor:
+        if self.likelihood == "bernoulli":
+            return bernoulli_cost(output, pixels)
         output = at_least_float32(output)
         pixels = pixels.to(output.dtype).expand_as(output)
-        if self.likelihood == "bernoulli":
-            return binary_cross_entropy_with_logits(output, pixels, reduction="none").sum(-1)
         log_scale = math.log(self.pixel_scale) + math.log(2 * math.pi) / 2
         return (((output - pixels) / self.pixel_scale).square() / 2 + log_scale).sum(-1)
 

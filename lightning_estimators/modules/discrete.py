@@ -16,7 +16,7 @@ from lightning_estimators.estimators import GradientEstimator
 from lightning_estimators.modules.latent import LatentImageModel, at_least_float32, check_choice
 from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import BernoulliLinear, Objective
-from lightning_estimators.objectives.softplus_change import summed_softplus
+from lightning_estimators.objectives.bernoulli_cost import bernoulli_cost
 from lightning_estimators.private_api import unvalidated_one_hot_categorical
 
 __all__ = ["DiscreteLatentModel"]
@@ -148,10 +148,7 @@ class DiscreteLatentModel(LatentImageModel):
         return self._log_ratios(i, probabilities(q), q).flatten(-len(q.event_shape)).sum(-1)
 
     def _pixel_cost(self, pixels: Tensor, output: Tensor) -> Tensor:
-        logits = at_least_float32(output)
-        if not logits.requires_grad:  # as for rules that change every latent in turn: half of their time is spent here
-            return summed_softplus(logits) - (pixels * logits).sum(-1)
-        return (softplus(logits) - pixels * logits).sum(-1)
+        return bernoulli_cost(output, pixels)
 
     def _means(self, output: Tensor) -> Tensor:
         return torch.sigmoid(at_least_float32(output))

@@ -7,10 +7,10 @@ from functools import cache
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_estimators.objectives.base import check_order
+from lightning_estimators.objectives.bernoulli_cost import bernoulli_cost
 from lightning_estimators.objectives.compilation import is_compiled
 from lightning_estimators.objectives.coordinates import Coordinates
 from lightning_estimators.objectives.linear import LinearObjective
@@ -80,9 +80,7 @@ class BernoulliLinear(LinearObjective):
 
     def value(self, z: Tensor) -> Tensor:
         """Return -log p(x | z), attached to W and c."""
-        logits = self.pre_activations(z)
-        target = self.target.to(logits.dtype).expand(logits.shape)
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+        return bernoulli_cost(self.pre_activations(z), self.target)
 
     def coordinate_change(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Return the changes (shapes as in `Objective.coordinate_change`)."""

@@ -6,7 +6,7 @@ It is computed without subtracting almost equal numbers, so that small changes k
 - `flip_changes` is for binary variables, whose moves are plus or minus a fixed column of W: a few matrix products.
 - `class_changes` is for categorical variables, whose moves are differences of two columns: it takes the exponentials
   of the columns instead of those of all differences.
-- `summed_softplus` is the sum itself.
+- `summed_log1p` is what they have in common: one logarithm for many factors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
     "chebyshev_terms",
     "class_changes",
     "flip_changes",
-    "summed_softplus",
+    "summed_log1p",
 ]
 
 # e^80 is finite in float32, and 1 + e^-80 is 1 in float64.
@@ -73,17 +73,7 @@ class SoftplusAt:
         nearer = torch.addcmul(self.shift, self.sign, w)
         torch.minimum(nearer, self.crossing - nearer, out=nearer)
         relu = torch.maximum(w.add_(self.below), self.above, out=w).sum(-1)
-        return _summed_log1p(nearer.expm1_().mul_(self.tail), halvings=4).add_(relu)
-
-
-def summed_softplus(a: Tensor) -> Tensor:
-    """Return the sum of softplus over the last axis, without gradient.
-
-    It takes one logarithm for 16 entries and is two to three times as fast as torch's softplus and sum.
-    """
-    with torch.no_grad():
-        relu = a.relu().sum(-1)
-        return _summed_log(a.abs().neg_().exp_().add_(1), halvings=4).add_(relu)
+        return summed_log1p(nearer.expm1_().mul_(self.tail), halvings=4).add_(relu)
 
 
 def class_changes(a: Tensor, current: Tensor, columns: Tensor, spread: float, block: int) -> Tensor:
@@ -140,8 +130,13 @@ def _summed_log(factors: Tensor, halvings: int) -> Tensor:
     return factors.contiguous().log_().sum(-1)  # torch's vectorised logarithm needs contiguous memory
 
 
-def _summed_log1p(q: Tensor, halvings: int) -> Tensor:
-    """Return the sum of log(1 + q) over the last axis, like `_summed_log`, but without losing digits of small q."""
+def summed_log1p(q: Tensor, halvings: int) -> Tensor:
+    """Return the sum of log(1 + q) over the last axis, from products of factors, with all digits of small q.
+
+    Args:
+        q: Above -1, contiguous; overwritten. Products of factors 1 + q must be finite.
+        halvings: How often one half of the factors is multiplied by the other.
+    """
     for _ in range(halvings):
         half = q.shape[-1] // 2
         if half:

@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from lightning_estimators.objectives import BernoulliLinear, CallableObjective
 from lightning_estimators.objectives.bernoulli_linear import sigmoid_derivative
-from lightning_estimators.objectives.softplus_change import summed_softplus
 
 from .brute_force import LEADS, ONE_HOT_EVENTS, SCALAR_EVENTS, bits, brute_force, one_hot
 
@@ -188,17 +187,6 @@ def test_vectors_that_are_no_classes_are_not_taken_for_them(mix):
     if mix in ("z_new", "both"):
         z_new[1, 3, 2] = torch.tensor([-1.0, 1.0, 1.0])
     torch.testing.assert_close(f.coordinate_change(z, z_new), brute_force(f, z, z_new, 2), rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e3])
-@pytest.mark.parametrize("outputs", [1, 7, 33])
-def test_summed_softplus_is_that_of_torch(scale, outputs):
-    torch.manual_seed(0)
-    a = scale * torch.randn(5, outputs)
-    kept = a.clone()
-    expected = F.softplus(a.double()).sum(-1)
-    torch.testing.assert_close(summed_softplus(a).double(), expected, rtol=1e-6, atol=1e-6)
-    assert torch.equal(a, kept)
 
 
 @pytest.mark.parametrize("move", [1e-3, 1.0, 40.0])
