@@ -10,6 +10,7 @@ import numbers
 import os
 import types
 import typing
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -51,10 +52,12 @@ def check_arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         TypeError: One is of another type.
         ValueError: One is a number, but no integer where one is needed; or neither True nor False.
     """
-    positional, hints, required = _signature(cls)
+    positional, hints, required, obvious = _signature(cls)
     given = dict(zip(positional, args, strict=False))
     for name, value in {**given, **kwargs}.items():
-        if name not in hints or _fits(value, hints[name]):
+        if name not in hints or type(value) is hints[name] or isinstance(value, obvious[name]):
+            continue
+        if _fits(value, hints[name]):
             continue
         if value is None and name in required and _is_filled_in(hints[name]):
             continue  # nothing was found to fill it in: constructors know where it comes from, and say so
@@ -96,8 +99,14 @@ def check_event_dim(owner: object, event_dim: int) -> None:
 
 
 @functools.cache
-def _signature(cls: type) -> tuple[tuple[str, ...], dict[str, Any], frozenset[str]]:
-    """Return names of positional arguments, annotations of those that have one, and names of those without default."""
+def _signature(
+    cls: type,
+) -> tuple[tuple[str, ...], dict[str, Any], frozenset[str], dict[str, tuple[type, ...]]]:
+    """Return names of positional arguments, annotations of those that have one, and names of those without default.
+
+    With them, for each annotation, classes of which any object fits: most arguments pass by these, and objectives are
+    built at every training step.
+    """
     constructor = cls.__init__  # type: ignore[misc]  # of a class, not of an instance
     parameters = [p for p in list(inspect.signature(constructor).parameters.values())[1:] if p.kind not in _SEVERAL]
     try:
@@ -106,7 +115,17 @@ def _signature(cls: type) -> tuple[tuple[str, ...], dict[str, Any], frozenset[st
         hints = {}
     positional = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
     required = frozenset(p.name for p in parameters if p.default is p.empty)
-    return positional, {p.name: hints[p.name] for p in parameters if p.name in hints}, required
+    hints = {p.name: hints[p.name] for p in parameters if p.name in hints}
+    return positional, hints, required, {name: tuple(_obvious(hint)) for name, hint in hints.items()}
+
+
+def _obvious(hint: Any) -> Iterator[type]:
+    """Yield classes of which any object is of an annotated type, whatever else may be."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for option in typing.get_args(hint):
+            yield from _obvious(option)
+    elif hint in (Tensor, str, bool, type(None)):
+        yield hint
 
 
 def _fits(value: Any, hint: Any) -> bool:

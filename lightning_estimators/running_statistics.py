@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -127,7 +128,7 @@ class RunningStatistics(nn.Module):
         """
         self._calls += 1
         # A sum is finite only if all it adds up is.
-        finite = torch.stack([statistic.sum().float() for statistic in new]).isfinite().all()
+        finite = functools.reduce(torch.add, [s.sum() if s.ndim else s for s in new]).isfinite()
         for old, statistic in zip(self._statistics(), new, strict=True):
             torch.where(finite, statistic.to(old.dtype), old, out=old)  # in place: others may hold on to the buffers
         self.taken.add_(finite)

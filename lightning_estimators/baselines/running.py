@@ -57,16 +57,18 @@ class RunningBaseline(RunningStatistics, Baseline):
         if not self.takes_in(cost.device, repeated=self.is_repeated(cost.device)):
             return
         *averages, started = self._statistics()
-        if not cost.numel() and not self.sums_over_processes():
+        if self.sums_over_processes():
+            count = figures[0].new_tensor(float(figures[0].numel()))
+            *totals, count = self.sum_over_processes([*(figure.sum() for figure in figures), count])
+            means = [total / count for total in totals]
+        elif cost.numel():
+            means = [figure.mean() for figure in figures]
+        else:
             self._calls += 1
             return
-        count = figures[0].new_tensor(float(figures[0].numel()))
-        *totals, count = self.sum_over_processes([*(figure.sum() for figure in figures), count])
         # `started` is 0 at first, so that the averages jump to the first figures; no branch, no host sync.
         keep = self.decay * started
-        new = [
-            torch.lerp((total / count).to(old.dtype), old, keep) for total, old in zip(totals, averages, strict=True)
-        ]
+        new = [torch.lerp(mean.to(old.dtype), old, keep) for mean, old in zip(means, averages, strict=True)]
         self.replace([*new, torch.ones_like(started)])
 
     def diagnostics(self) -> dict[str, Tensor]:

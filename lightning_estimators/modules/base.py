@@ -59,8 +59,9 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
     3. Avoid attributes named `layer` and `saved_models`, through which Lightning's `ModelCheckpoint` swaps weights.
 
     Logged:
-        `train/loss`: mean cost of the batch over all processes, at every step at which a logger, the progress bar, a
-            callback or a scheduler reads it, and at the end of the epoch.
+        `train/loss`: mean cost of the batch over all processes, at every step at which a logger, a callback or a
+            scheduler reads it, and at the end of the epoch; on the progress bar as often as it is refreshed, but not
+            more often than ten times in `log_every_n_steps`.
         `estimator/<path>/<name>`: the figures of `GradientEstimator.diagnostics` of the estimator at `<path>` in the
             module, averaged over processes, every `Trainer(log_every_n_steps)` steps.
 
@@ -264,7 +265,8 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
     def _loss_is_read(self, batch_idx: int) -> bool:
         """Whether a logger, the progress bar, the end of the epoch, a callback or a scheduler reads this step's loss.
 
-        Logging takes half a millisecond, as long as a step of a small model.
+        Logging takes half a millisecond, as long as a step of a small model. The choice depends on counts alone, so
+        that all processes, which average what they log, make the same one.
         """
         trainer = self.trainer
         progress = trainer.fit_loop.epoch_loop.batch_progress
@@ -273,7 +275,9 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         bar = trainer.progress_bar_callback
         if bar is not None and not getattr(bar, "is_disabled", False):
             rate = getattr(bar, "refresh_rate", 1)
-            if rate and (batch_idx + 1) % rate == 0:
+            # A bar that is drawn anew at every step shows a loss of a few steps ago.
+            every = max(rate, trainer.log_every_n_steps // 10)  # type: ignore[attr-defined]
+            if rate and (batch_idx == 0 or (batch_idx + 1) % every == 0):
                 return True
         watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]  # type: ignore[attr-defined]
         return any(getattr(watcher, "monitor", None) == "train/loss" for watcher in watchers)

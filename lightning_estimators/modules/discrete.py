@@ -145,7 +145,17 @@ class DiscreteLatentModel(LatentImageModel):
 
     def _kl(self, i: int, q: Distribution) -> Tensor:
         # log p and log q are linear in b: their expectations are their values at the probabilities.
-        return self._log_ratios(i, probabilities(q), q).flatten(-len(q.event_shape)).sum(-1)
+        logits, p = _logits(q), probabilities(q)
+        bernoulli = self.latent == "bernoulli"
+        if i < len(self.event_shapes) - 1:
+            terms = p * logits - softplus(logits) if bernoulli else p * logits
+        else:  # the prior's terms are worked out once, and not for every example
+            prior = at_least_float32(self.prior)
+            if bernoulli:
+                terms = p * (logits - prior) - softplus(logits) + softplus(prior)
+            else:
+                terms = p * (logits - prior.log_softmax(-1))
+        return terms.flatten(-len(q.event_shape)).sum(-1)
 
     def _pixel_cost(self, pixels: Tensor, output: Tensor) -> Tensor:
         return bernoulli_cost(output, pixels)

@@ -71,11 +71,11 @@ class FiniteTraining(pl.Callback):
         squares = sum_of_squares(gradients)
         if DTensor in {type(gradient) for gradient in gradients}:  # each process has seen its shards
             squares = trainer.strategy.reduce(squares, reduce_op="mean")
-        finite = squares.isfinite()
         if costs is not None:
             # All processes must raise or none, and one may have costs that are not finite where gradients are.
             loss = trainer.strategy.reduce(costs.float().mean(), reduce_op="mean")
-            finite = finite & loss.isfinite().to(finite.device)
+            squares = squares + loss.to(squares.device)  # finite only if both are
+        finite = squares.isfinite()
         batch_idx = trainer.fit_loop.epoch_loop.batch_idx
         if not self._verdict_comes_late(pl_module) or True in {gradient.is_sparse for gradient in gradients}:
             if not finite:

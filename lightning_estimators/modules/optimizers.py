@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_estimators.chained_optimizer import ChainedOptimizer
 from lightning_estimators.model_parts import parameter_groups, surrogate_parameters
+from lightning_estimators.modules.fused_adam import fused_where_possible
 
 __all__ = ["PartScheduler", "chain_optimizers", "check_maker", "clip_gradients_of_parts"]
 
@@ -35,6 +36,9 @@ def chain_optimizers(
     Lightning sees one `ChainedOptimizer` with the parts "model" (all trainable parameters that are not an estimator's)
     and, if the estimators learn something, "surrogate" (what they learn). Automatic optimization is then enough, since
     one backward fills the gradients of both.
+
+    Adam and AdamW take all their parameters in one fused kernel, unless their settings say how they should
+    (`fused_where_possible`).
 
     With `Trainer(gradient_clip_val=...)` Lightning bounds the norm of all gradients together. To bound each part by its
     own norm, as `EstimatorModule` does, override `configure_gradient_clipping` and call `clip_gradients_of_parts`.
@@ -80,6 +84,8 @@ def chain_optimizers(
     if surrogate := surrogate_parameters(module):
         parts["surrogate"] = _made(Optimizer, "surrogate_optimizer", surrogate_optimizer, surrogate)
     parts |= {name: _made(Optimizer, f"{name}_optimizer", maker, given) for name, (maker, given) in apart.items()}
+    for part in parts.values():
+        fused_where_possible(part)
     chained = ChainedOptimizer(**parts)
     makers = {"model": ("lr_scheduler", lr_scheduler), "surrogate": ("surrogate_lr_scheduler", surrogate_lr_scheduler)}
     schedulers = [

@@ -66,10 +66,9 @@ class _BernoulliCost(torch.autograd.Function):
         of_logits = of_target = None
         if ctx.needs_input_grad[0]:
             slope = torch.sigmoid(logits)
-            if torch.is_grad_enabled():
-                of_logits = (slope - target) * upstream
-            else:  # in place: new memory costs more than the arithmetic
-                of_logits = slope.sub_(target).mul_(upstream)
+            # In place where nothing is differentiated again: new memory costs more than the arithmetic.
+            twice = torch.is_grad_enabled()
+            of_logits = (slope - target) * upstream if twice else slope.sub_(target).mul_(upstream)
         if ctx.needs_input_grad[1]:
             of_target = (-upstream * logits).sum_to_size(target.shape)
         return of_logits, of_target
