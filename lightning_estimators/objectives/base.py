@@ -19,6 +19,7 @@ from lightning_estimators.norm_layers import norms_kept
 from lightning_estimators.objectives.answers import as_costs
 from lightning_estimators.objectives.chunks import EvaluatedInChunks, as_floating
 from lightning_estimators.objectives.coordinates import Coordinates
+from lightning_estimators.objectives.derivatives import check_order, repeated_derivative
 
 __all__ = ["NotTwiceDifferentiableError", "Objective", "differentiated_twice"]
 
@@ -138,6 +139,19 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
                 shape of the result, or broadcastable to it.
         """
         return self.coordinate_change(z, z_new)
+
+    def class_change(self, z: Tensor) -> Tensor | None:
+        """Return how f changes when a one-hot coordinate becomes each of its categories; without gradient.
+
+        Entry (j, k) is f(z with category k at j) - f(z). None if f has no faster way than `weighted_change`.
+
+        Args:
+            z: One-hot along the last axis, shape `lead + event_shape`.
+
+        Returns:
+            Tensor of the shape of z, or None.
+        """
+        return None
 
     def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
         r"""Return n selected changes at each point, instead of those of all coordinates; without gradient.
@@ -287,20 +301,3 @@ class Objective(CheckedArguments, EvaluatedInChunks, ABC):
         $e^{\varepsilon_j z_j}$. Both tensors have, or broadcast to, the shape of z.
         """
         return None
-
-
-def check_order(order: int) -> None:
-    """Raise ValueError unless `order` is at least 1."""
-    if order < 1:
-        raise ValueError(f"the order of a derivative must be at least 1, got {order}.")
-
-
-def repeated_derivative(value: Tensor, leaf: Tensor, order: int) -> Tensor:
-    """Differentiate the sum of `value` with respect to `leaf` `order` times, entry by entry."""
-    for n in range(1, order + 1):
-        if not value.requires_grad:
-            return torch.zeros_like(leaf)
-        (value,) = torch.autograd.grad(
-            value.sum(), leaf, create_graph=n < order, allow_unused=True, materialize_grads=True
-        )
-    return value.detach()

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from lightning_estimators.objectives.base import check_order
 from lightning_estimators.objectives.bernoulli_cost import bernoulli_cost
 from lightning_estimators.objectives.compilation import is_compiled
-from lightning_estimators.objectives.coordinates import Coordinates
+from lightning_estimators.objectives.coordinates import Coordinates, are_one_hot
+from lightning_estimators.objectives.derivatives import check_order
 from lightning_estimators.objectives.linear import LinearObjective
-from lightning_estimators.objectives.softplus_change import (
-    MAX_SPREAD,
-    SoftplusAt,
-    chebyshev_reach,
-    chebyshev_terms,
-    class_changes,
-    flip_changes,
-)
+from lightning_estimators.objectives.sigmoid_derivatives import sigmoid_derivative
+from lightning_estimators.objectives.softplus_change import MAX_SPREAD, SoftplusAt, class_changes
+from lightning_estimators.objectives.softplus_factors import class_factors, flip_factors
 from lightning_estimators.objectives.softplus_products import (
     class_products,
     flip_products,
     move_products,
     product_reach,
 )
+from lightning_estimators.objectives.softplus_series import flip_changes, series_reach, series_terms
 
 __all__ = ["BernoulliLinear"]
 
@@ -95,29 +90,56 @@ class BernoulliLinear(LinearObjective):
             change = None
             if readable and not at.one_hot and bool((delta.abs() == delta.square()).all()):
                 change = self._flips(a, x, columns, delta)
-            elif readable and _are_classes(at):
+            elif readable and at.are_classes():
                 change = self._classes(a, x, columns, at)
             if change is None:
                 change = self._moves(a, x, columns, delta)
         return at.unflatten(change)
 
-    def _classes(self, a: Tensor, x: Tensor, columns: Tensor, at: Coordinates) -> Tensor | None:
-        """Return the changes when variables move from one category to others; None if this method is not accurate.
+    def class_change(self, z: Tensor) -> Tensor | None:
+        """Return the changes to all categories (see `Objective.class_change`); None if fast methods do not apply."""
+        if z.device.type != "cpu" or z.numel() == 0 or self.event_dim == 0 or not are_one_hot(z):
+            return None
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            weight, a, x = self._at(z)
+            flat = z.reshape(len(a), -1, z.shape[-1])
+            change = self._to_classes(a, x, weight.T.reshape(*flat.shape[1:], -1), flat.argmax(-1))
+        return None if change is None else change.reshape(z.shape)
 
-        It computes the changes to all categories at once.
-        """
-        columns, current = columns.contiguous(), at.z.argmax(-1)
+    def _classes(self, a: Tensor, x: Tensor, columns: Tensor, at: Coordinates) -> Tensor | None:
+        """Return the changes when variables move from one category to others; None if this method is not accurate."""
+        change = self._to_classes(a, x, columns, at.z.argmax(-1))
+        return None if change is None else (at.z_new.to(a.dtype) * change).sum(-1)
+
+    def _to_classes(self, a: Tensor, x: Tensor, columns: Tensor, current: Tensor) -> Tensor | None:
+        """Return the changes to all categories, shape `(L, J, K)`; None if this method is not accurate."""
+        columns = columns.contiguous()
         high, low = columns.amax(1, keepdim=True), columns.amin(1, keepdim=True)
         spread = (high - low).max().item()
+        elements = len(a) * columns.numel()
+        factors = spread <= MAX_SPREAD and not _small(a, x, columns)
         change = None
-        if spread <= product_reach(8) and is_compiled(len(a) * columns.numel(), a.device):
+        if is_compiled(elements, a.device):
             # Only differences between columns count. Their middle is subtracted, so that exponentials do not overflow.
-            change = self._compiled_classes(a, x, columns - (high + low) / 2, current, spread)
-        if change is None and spread <= MAX_SPREAD and not _small(columns):
+            centred = columns - (high + low) / 2
+            change = self._factored_classes(a, centred, current) if factors else None
+            if change is None and spread <= product_reach(8) and is_compiled(elements, a.device):
+                return self._compiled_classes(a, x, centred, current, spread)
+        if change is None and factors:
             change = class_changes(a, current, columns, spread, self._budget(a.device) // a.element_size())
+        if change is not None:
             seen = (x @ columns.flatten(0, 1).T).reshape(change.shape)
-            change -= seen - seen.gather(-1, current[..., None])
-        return None if change is None else (at.z_new.to(a.dtype) * change).sum(-1)
+            change.sub_(seen).add_(seen.gather(-1, current[..., None]))
+        return change
+
+    def _factored_classes(self, a: Tensor, columns: Tensor, current: Tensor) -> Tensor | None:
+        change = a.new_empty(len(a), *columns.shape[:2])
+        for some in self._blocks(columns, 4 * self._budget(columns.device)):
+            factors = class_factors(a, columns[some], current[:, some])
+            if factors is None:
+                return None
+            change[:, some] = factors
+        return change
 
     def _compiled_classes(self, a: Tensor, x: Tensor, columns: Tensor, current: Tensor, spread: float) -> Tensor | None:
         change = a.new_empty(len(a), *columns.shape[:2])
@@ -137,10 +159,15 @@ class BernoulliLinear(LinearObjective):
         `_moves`.
         """
         reach = torch.maximum(columns.amax((1, 2)), -columns.amin((1, 2)))
-        # Where weights are so small that a series of six terms suffices, it is as fast as the compiled products.
-        long = chebyshev_terms(reach.max().item(), a.dtype) > 6
-        compiled = long and is_compiled(len(a) * columns.numel(), a.device)
-        near = reach <= (product_reach(8) if compiled else chebyshev_reach(24, a.dtype))
+        # Where weights are so small that a series of six terms suffices, it is as fast as compiled loops.
+        long = series_terms(reach.max().item(), a.dtype) > 6
+        elements = len(a) * columns.numel()
+        if long and is_compiled(elements, a.device) and not _small(a, x, columns):
+            factored = self._factored_flips(a, x, columns[:, 0], delta[0, ..., 0])
+            if factored is not None:
+                return factored[None]
+        compiled = long and is_compiled(elements, a.device)  # False after compiling has failed
+        near = reach <= (product_reach(8) if compiled else series_reach(24, a.dtype))
         if not near.all():
             change = torch.empty_like(delta[..., 0])
             for some, method in ((near, self._flips), (~near, self._moves)):
@@ -154,6 +181,15 @@ class BernoulliLinear(LinearObjective):
         block = self._budget(a.device) // a.element_size()
         odd, even = flip_changes(a, x, columns[:, 0], reach.max().item(), block)
         return delta[..., 0] * (odd + delta[..., 0] * even)
+
+    def _factored_flips(self, a: Tensor, x: Tensor, columns: Tensor, by: Tensor) -> Tensor | None:
+        change = -by * (x @ columns.T)
+        for some in self._blocks(columns, 4 * self._budget(columns.device)):
+            factors = flip_factors(a, columns[some], by[:, some] < 0)
+            if factors is None:
+                return None
+            change[:, some].addcmul_(by[:, some].abs(), factors)
+        return change
 
     def _compiled_flips(self, a: Tensor, x: Tensor, columns: Tensor, delta: Tensor, reach: float) -> Tensor | None:
         change = delta[0, ..., 0] * (((a > 0).to(a.dtype) - x) @ columns[:, 0].T)
@@ -204,10 +240,14 @@ class BernoulliLinear(LinearObjective):
                 change[alternative, :, some] += products
         return True
 
-    def _blocks(self, columns: Tensor) -> list[slice]:
-        """Split columns into blocks of equal size, such that the two tables made of a block fit in the cache."""
+    def _blocks(self, columns: Tensor, budget: int | None = None) -> list[slice]:
+        """Split columns into blocks of equal size, such that the two tables made of a block fit in a budget of bytes.
+
+        The default is a cache of the second level; what is read once for all points may lie in one of the third.
+        """
         row = columns[0].numel() * columns.element_size()
-        count = min(len(columns), math.ceil(2 * len(columns) * row / self._budget(columns.device)))
+        budget = self._budget(columns.device) if budget is None else budget
+        count = min(len(columns), math.ceil(2 * len(columns) * row / budget))
         edges = [len(columns) * i // count for i in range(count + 1)]
         return [slice(start, stop) for start, stop in pairwise(edges)]
 
@@ -250,44 +290,10 @@ class BernoulliLinear(LinearObjective):
         return weight, a.reshape(-1, len(weight)), self.target.to(dtype).expand(a.shape).reshape(-1, len(weight))
 
 
-def _are_classes(at: Coordinates) -> bool:
-    """Whether coordinates are one-hot vectors, of which at least half of all categories are wanted as alternatives."""
-    return at.one_hot and 2 * len(at.z_new) >= at.z.shape[-1] and _are_one_hot(at.z) and _are_one_hot(at.z_new)
+def _small(a: Tensor, x: Tensor, columns: Tensor) -> bool:
+    """Whether changes are so small that sums of factors, which round relative to 1, would round their digits away.
 
-
-def _are_one_hot(z: Tensor) -> bool:
-    return bool((z.square() == z).all() and (z.sum(-1) == 1).all())
-
-
-def _small(columns: Tensor) -> bool:
-    """Whether the weights are so small that 1 + the change would round most digits of the change away."""
-    return columns.abs().mean().item() < 1e5 * torch.finfo(columns.dtype).eps
-
-
-def sigmoid_derivative(a: Tensor, order: int) -> Tensor:
-    """Return the derivative of the given order, at least 1, of the logistic function.
-
-    It is computed as a polynomial in the logistic function itself.
+    They are where weights are small, or where almost all logits are saturated on the right side.
     """
-    s = torch.sigmoid(-a.abs())  # at most 1/2, which keeps all digits in both tails; they are symmetric
-    out = torch.zeros_like(s)
-    for c in reversed(_sigmoid_polynomial(order)):
-        out = out * s + c
-    out = out * s * (1 - s)
-    return out if order % 2 else torch.where(a < 0, out, -out)
-
-
-@cache
-def _sigmoid_polynomial(order: int) -> tuple[int, ...]:
-    """Return the coefficients of the polynomial q_n in sigma^(n) = sigma' q_n(sigma).
-
-    They follow from q_1 = 1 and q_{n+1}(s) = (1 - 2s) q_n(s) + s(1 - s) q_n'(s).
-    """
-    if order == 1:
-        return (1,)
-    q = _sigmoid_polynomial(order - 1)
-    out = [0] * (len(q) + 1)
-    for power, c in enumerate(q):
-        out[power] += c * (1 + power)
-        out[power + 1] -= c * (2 + power)
-    return tuple(out)
+    slope = (torch.sigmoid(a) - x).abs().mean() * columns.abs().mean()
+    return not slope.item() >= 1e5 * torch.finfo(columns.dtype).eps

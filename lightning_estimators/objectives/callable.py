@@ -45,6 +45,10 @@ class CallableObjective(Objective):
             return self.f.coordinate_change(self._cast(z), self._cast(z_new))
         return super().coordinate_change(z, z_new)
 
+    def class_change(self, z: Tensor) -> Tensor | None:
+        """Return the changes to all categories; f is asked itself if it is an objective that only needed a cast."""
+        return self.f.class_change(self._cast(z)) if isinstance(self.f, Objective) else None
+
     def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
         """Return the selected changes, by the objective's own method if f is an objective."""
         if isinstance(self.f, Objective):

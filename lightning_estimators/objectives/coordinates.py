@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Coordinates"]
+__all__ = ["Coordinates", "are_one_hot"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,17 @@ class Coordinates:
             return torch.ones_like(self.z_new)
         return direction.expand(len(self.z_new), *self.lead, *self.coords, self.z.shape[-1]).reshape(self.z_new.shape)
 
+    def are_classes(self) -> bool:
+        """Whether coordinates are one-hot vectors, of which at least half of all categories are alternatives."""
+        wanted = self.one_hot and 2 * len(self.z_new) >= self.z.shape[-1]
+        return wanted and are_one_hot(self.z) and are_one_hot(self.z_new)
+
     def unflatten(self, change: Tensor) -> Tensor:
         """Reshape changes of shape `(A, L, J)` to the shape that `Objective.coordinate_change` returns."""
         shape = (*self.lead, *self.coords)
         return change.reshape((len(change), *shape) if self.one_hot else shape)
+
+
+def are_one_hot(z: Tensor) -> bool:
+    """Whether all vectors along the last axis are one-hot."""
+    return bool((z.square() == z).all() and (z.sum(-1) == 1).all())

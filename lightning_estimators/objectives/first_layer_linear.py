@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from lightning_estimators.noise import CommonNoise
-from lightning_estimators.objectives.base import repeated_derivative
 from lightning_estimators.objectives.coordinates import Coordinates
+from lightning_estimators.objectives.derivatives import repeated_derivative
 from lightning_estimators.objectives.linear import LinearObjective
 
 __all__ = ["FirstLayerLinear"]

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_estimators.objectives.base import check_order
 from lightning_estimators.objectives.coordinates import Coordinates
+from lightning_estimators.objectives.derivatives import check_order
 from lightning_estimators.objectives.linear import LinearObjective
 
 __all__ = ["GaussianLinear"]

@@ -55,6 +55,11 @@ class Scaled(Objective):
         """Return c times the changes of f (shapes as in `Objective.coordinate_change`)."""
         return self.factor * self.f.coordinate_change(z, z_new)
 
+    def class_change(self, z: Tensor) -> Tensor | None:
+        """Return c times the changes of f (see `Objective.class_change`)."""
+        change = self.f.class_change(z)
+        return None if change is None else self.factor * change
+
     def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
         """Return c times the selected changes of f (shapes as in `Objective.chosen_changes`)."""
         inside = None if here is None or self.factor == 0 else here / self.factor

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_estimators.arguments import check_event_dim
-from lightning_estimators.objectives.base import Objective, check_order, repeated_derivative
+from lightning_estimators.objectives.base import Objective
 from lightning_estimators.objectives.chunks import as_floating
 from lightning_estimators.objectives.coordinates import Coordinates
+from lightning_estimators.objectives.derivatives import check_order, repeated_derivative
 
 __all__ = ["Separable"]
 
@@ -54,6 +55,12 @@ class Separable(Objective):
         with torch.no_grad():
             change = self._entries(z_new.to(z.dtype)) - self._entries(z)
         return change.sum(-1) if one_hot else change
+
+    def class_change(self, z: Tensor) -> Tensor:
+        """Return the changes to all categories: g is evaluated at ones and at zeros."""
+        with torch.no_grad():
+            gain = self._entries(torch.ones_like(z)) - self._entries(torch.zeros_like(z))
+            return gain - gain.gather(-1, z.argmax(-1, keepdim=True))
 
     def coordinate_derivative(self, z: Tensor, order: int = 1) -> Tensor:
         """Return the derivatives of g, by `order` backward passes (shapes as in `Objective.coordinate_derivative`)."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_estimators.arguments import check_event_dim, check_finite
-from lightning_estimators.objectives.base import Objective, check_order
+from lightning_estimators.objectives.base import Objective
+from lightning_estimators.objectives.derivatives import check_order
 
 __all__ = ["SquaredCost"]
 

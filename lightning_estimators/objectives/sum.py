@@ -59,6 +59,16 @@ class Sum(Objective):
         """Return the sum of the terms' changes (shapes as in `Objective.coordinate_change`)."""
         return _total([term.coordinate_change(z, z_new) for term in self.terms])
 
+    def class_change(self, z: Tensor) -> Tensor | None:
+        """Return the sum of the terms' changes (see `Objective.class_change`); None if a term has no answer."""
+        changes: list[Tensor] = []
+        for term in self.terms:
+            change = term.class_change(z)
+            if change is None:
+                return None
+            changes.append(change)
+        return _total(changes)
+
     def chosen_changes(self, z: Tensor, z_new: Tensor, which: tuple[Tensor, Tensor], here: Tensor | None) -> Tensor:
         """Return the sum of the terms' selected changes (shapes as in `Objective.chosen_changes`)."""
         alone = here if len(self.terms) == 1 else None  # of f(z) only the sum over terms is known

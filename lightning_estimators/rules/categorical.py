@@ -41,9 +41,12 @@ def _changes_by_class(z: Tensor, f: Objective, weights: Tensor, possible: Tensor
 
     The alternatives of a variable are K vectors of K numbers, so they are built in chunks of bounded memory.
     """
+    sampled = z.argmax(-1, keepdim=True)
+    if (known := f.class_change(z)) is not None:
+        known = known.to(z.dtype).scatter(-1, sampled, 0.0)
+        return known if possible is None else torch.where(possible, known, 0.0)
     classes = z.shape[-1]
     by_class = torch.zeros_like(z)
-    sampled = z.argmax(-1, keepdim=True)
     step = max(1, CHUNK_BYTES // max(1, z.numel() * z.element_size()))
     for first in range(1, classes, step):
         # Alternative number a of a variable is the class a places after the sampled one, so it never is that one.
