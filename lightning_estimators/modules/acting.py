@@ -25,22 +25,22 @@ _TRAINING, _EVALUATION = 2**21, 2**21 + 1  # streams of noise, far from those th
 
 
 class ActingModule(EstimatorModule, ABC):
-    r"""Holds a policy $\pi(a|s)$ that acts in environments (`rollout.Policy`), and learns from what it acted itself.
+    r"""Holds a policy $\pi(a|s)$ that acts in environments (`rollout.Policy`), and is trained on its own actions.
 
-    Batches are `Rollout`s, evaluation batches are `Episodes`. A datamodule collects them (`datamodules.Gymnasium`),
-    inside the training loop and with the policy as it is at that moment: it enters `acting(number)` for each batch, and
-    calls `act` for each step.
+    Training batches are `Rollout`s, evaluation batches are `Episodes`. A datamodule (`datamodules.Gymnasium`) collects
+    them during training, with the policy as it is at that moment: it enters `acting(number)` for each batch, and calls
+    `act` for each step.
 
-    A batch must never be collected ahead of the update before it, which is what Lightning does where a data loader has
-    no length or has workers: the policy would learn from the actions of an older one, which is known to make it
-    collapse. Such loaders are refused when training starts.
+    A batch must be collected after the policy was trained on the batch before it. Otherwise the policy learns from the
+    actions of an older policy, which is known to make training collapse. Lightning fetches batches ahead if a data
+    loader has no length or has workers, so such loaders are refused when training starts.
 
-    The noise of acting is a stream of its own, numbered by the batches that were collected. It must be independent of
-    the noise of the training step: seeded alike, the relaxed samples that RELAX draws given an action are correlated
+    The noise of acting is a stream of its own, numbered by the collected batches. It must be independent of the noise
+    of the training step: with the same seed, the relaxed samples that RELAX draws given an action would be correlated
     with the action, which biases the gradient.
 
-    `callbacks.EpisodeReturns`, of which every `ActingModule` has one, logs how episodes go. When training is resumed,
-    environments begin fresh episodes; weights, optimizers, noise and statistics continue.
+    Every `ActingModule` has the callback `callbacks.EpisodeReturns`, which logs the returns of episodes. When training
+    is resumed, environments begin new episodes; weights, optimizers, noise and statistics continue.
 
     Implementing one: `loss`, in which `distribution(observations, mask)` is the policy.
 

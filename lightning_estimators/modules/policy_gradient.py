@@ -41,7 +41,7 @@ class PolicyGradient(ActingModule):
     advantage actor-critic (A2C). With `RELAX` (discrete actions) and `LAX` (real-valued ones) the surrogate network
     sees the relaxed action and the state, and takes from the variance what the critic leaves: these are the methods of
     Grathwohl et al. (2018), for discrete actions without a critic (`use_critic=False`, where the advantage is the
-    return to go) and for real-valued ones with one. A batch that another policy acted is refused.
+    return to go) and for real-valued ones with one. A batch whose actions were drawn by another policy is refused.
 
     What is unbiased, and what is not:
 
@@ -178,10 +178,10 @@ class PolicyGradient(ActingModule):
         It has one entry for each step, shape `(num_steps * num_envs,)`.
 
         Args:
-            batch: What this very policy acted.
+            batch: A batch of actions of this policy, with its current weights.
 
         Raises:
-            ValueError: Another policy acted it.
+            ValueError: The actions were drawn by another policy.
         """
         mask = None if batch.action_mask is None else batch.action_mask.flatten(0, 1)
         states = self._as_policy_input(batch.observations.flatten(0, 1))
