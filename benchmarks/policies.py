@@ -54,8 +54,9 @@ def _mean(group: Sequence[Row], method: str, metric: str) -> Seeds | None:
 
 
 def _by_environment(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    for (env,), group in grouped(rows, "env").items():
-        yield str(env), group
+    """Yield what was run alike but for method and seed, with a name for it."""
+    for (env, steps, lr, critic_lr), group in grouped(rows, "env", "steps", "lr", "critic_lr").items():
+        yield f"{env}, {steps} steps, rates {lr} and {critic_lr}", group
 
 
 def _learns_alike(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -80,7 +81,7 @@ def _as_fast(rows: Sequence[Row]) -> Iterator[Finding]:
 
 def _speeds_up(rows: Sequence[Row]) -> Iterator[Finding]:
     for env, group in _by_environment(rows):
-        name = "LAX" if env in CONTINUOUS else "RELAX"
+        name = "LAX" if str(group[0]["settings"]["env"]) in CONTINUOUS else "RELAX"
         actor = _mean(group, "A2C", "steps_to_solve")
         for (rate,), part in grouped(group, "surrogate_lr").items():
             control = _mean(part, name, "steps_to_solve")
@@ -203,13 +204,29 @@ class Policies(Experiment):
         for (env, steps), group in grouped(rows, "env", "steps").items():
             lines += [f"\n### {env}, {steps} environment steps\n"]
             body = []
-            for (method, rate), part in grouped(group, "method", "surrogate_lr").items():
+            for (method, lr, critic_lr, rate), part in grouped(
+                group, "method", "lr", "critic_lr", "surrogate_lr"
+            ).items():
                 solved = sum(row["metrics"]["solved"] for row in part)
                 names = ("steps_to_solve", "episodes_to_solve", "final_return", "mean_return", "steps_per_cpu_second")
-                label = f"{method}, surrogate at {rate}" if method in ("RELAX", "LAX") else str(method)
-                body.append([label, f"{solved:.0f} of {len(part)}", *(_stated(seeds(part, name)) for name in names)])
+                rates = f"{lr}, {critic_lr}" + (f", {rate}" if method in ("RELAX", "LAX") else "")
+                body.append(
+                    [
+                        str(method),
+                        rates,
+                        f"{solved:.0f} of {len(part)}",
+                        *(_stated(seeds(part, name)) for name in names),
+                    ]
+                )
             head = [
-                *("", "solved", "steps to solve", "episodes to solve", "return at the end"),
+                *(
+                    "",
+                    "rates of policy, critic, surrogate",
+                    "solved",
+                    "steps to solve",
+                    "episodes to solve",
+                    "return at the end",
+                ),
                 *("mean return over training", "steps per CPU second"),
             ]
             lines += table(head, body)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -240,6 +241,12 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
                 greedy=self.greedy_evaluation,
                 put=self._put(),
             )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave a rollout where it is if that is the right place: to look at all its tensors takes as long as a layer."""
+        if isinstance(batch, Rollout) and batch.observations.device == device:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics of observations."""

@@ -124,12 +124,6 @@ class ActingModule(EstimatorModule, ABC):
         with noise, self._ready_to_act():
             yield
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave a rollout where it is if that is the right place; to look at every tensor takes as long as a layer."""
-        if isinstance(batch, Rollout) and batch.observations.device == device:
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def num_examples(self, batch: Rollout) -> int:
         """Return how many steps a batch has, over all its environments."""
         return batch.rewards.numel()
