@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,6 +17,7 @@ from lightning_estimators.datamodules.base import check_integer
 from lightning_estimators.datamodules.loading import CheckedDataModule
 from lightning_estimators.datamodules.rollouts import PlayedOnce, Rollouts
 from lightning_estimators.environments import Actions, Collector, Maker, RunningScale, play_episodes
+from lightning_estimators.environments.fixed_weights import Purpose, rollouts_at_fixed_weights, seeds_for
 from lightning_estimators.environments.making import require_gymnasium
 from lightning_estimators.environments.video import record_episode
 from lightning_estimators.rollout import ActionKind, Episodes, Policy, Rollout
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
 __all__ = ["Gymnasium"]
-
-TRAIN, VALIDATE, TEST, PREDICT, VIDEO, FIXED = range(6)
-"""Purposes for which environments are seeded. Each gives other seeds, so no episodes are shared between two of them."""
-
-_FIRST_FIXED = 2**40
-"""Number of the first rollout at fixed weights, for the noise of acting: training never gets there."""
 
 
 class Gymnasium(CheckedArguments, CheckedDataModule):
@@ -141,8 +134,7 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
         """The sizes of an action, whose meaning depends on its kind."""
         return list(self.actions.sizes)
 
-    def __str__(self) -> str:
-        # jsonargparse prints datamodules, and Lightning's own `__str__` fails on loaders that are not torch's.
+    def __str__(self) -> str:  # Lightning's own fails on loaders that are not torch's
         return f"Gymnasium({', '.join(f'{name}={value!r}' for name, value in self.hparams.items())})"
 
     def setup(self, stage: str) -> None:
@@ -172,15 +164,15 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
 
     def val_dataloader(self) -> PlayedOnce:
         """One batch of episodes, from the same seeds at each validation."""
-        return PlayedOnce(lambda: self._play(VALIDATE))
+        return PlayedOnce(lambda: self._play(Purpose.VALIDATE))
 
     def test_dataloader(self) -> PlayedOnce:
         """One batch of episodes, from other seeds."""
-        return PlayedOnce(lambda: self._play(TEST))
+        return PlayedOnce(lambda: self._play(Purpose.TEST))
 
     def predict_dataloader(self) -> PlayedOnce:
         """One batch of episodes, from other seeds again."""
-        return PlayedOnce(lambda: self._play(PREDICT))
+        return PlayedOnce(lambda: self._play(Purpose.PREDICT))
 
     def collect(self, number: int) -> Rollout:
         """Let the module in training act, and return the batch.
@@ -191,7 +183,7 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
         trainer = self._trainer()
         if self._collector is None:
             # The number, so that a continued run does not see the episodes of its beginning once more.
-            seeds = _seeds(self.num_envs, self.seed, TRAIN, number, trainer.global_rank)
+            seeds = seeds_for(self.num_envs, self.seed, Purpose.TRAIN, number, trainer.global_rank)
             environments = self.maker.vector(self.num_envs, in_processes=self.vectorization == "async")
             self._collector = Collector(environments, self.actions, self.num_steps, seeds, self.scale)
         with trainer.precision_plugin.train_step_context():
@@ -200,22 +192,13 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
     def rollouts(self, policy: Policy) -> Iterator[Rollout]:
         """Yield rollouts that a policy acts as it is now, without end, for figures at fixed weights.
 
-        They come from environments and noise of their own, and the statistics of observations stay as they are, so that
-        training does not depend on it. No Trainer is needed: `compare(module, data.rollouts(module))`.
+        Training does not depend on it, and no Trainer is needed: `compare(module, data.rollouts(module))`.
 
         Args:
             policy: What acts, in the state that it has when a rollout is asked for.
         """
-        device = cast(pl.LightningModule, policy).device
-        put = None if device.type == "cpu" else lambda tensor: tensor.to(device)
-        environments = self.maker.vector(self.num_envs, in_processes=self.vectorization == "async")
-        try:
-            seeds = _seeds(self.num_envs, self.seed, FIXED)
-            collector = Collector(environments, self.actions, self.num_steps, seeds, self.scale, updates_scale=False)
-            for number in itertools.count(_FIRST_FIXED):
-                yield collector.collect(policy, number, put)
-        finally:
-            environments.close()
+        settings = self.num_envs, self.num_steps, self.seed, self.scale, self.vectorization == "async"
+        return rollouts_at_fixed_weights(policy, self.maker, self.actions, *settings)
 
     def record(self, folder: str, name: str, which: int = 0) -> Episodes:
         """Let the module play one episode, and write a video of it to `folder`, as `name.mp4`.
@@ -228,7 +211,7 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
         Raises:
             ValueError: The environment makes no pictures.
         """
-        (seed,) = _seeds(1, self.seed, VIDEO, which)
+        (seed,) = seeds_for(1, self.seed, Purpose.VIDEO, which)
         with self._trainer().precision_plugin.val_step_context():
             return record_episode(
                 self._policy(),
@@ -243,7 +226,7 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
             )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave a rollout where it is if that is the right place: to look at all its tensors takes as long as a layer."""
+        """Leave a rollout where it is if that is the right place; to look at all its tensors takes time."""
         if isinstance(batch, Rollout) and batch.observations.device == device:
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
@@ -277,7 +260,7 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
 
     def _play(self, purpose: int) -> Episodes:
         trainer = self._trainer()
-        seeds = _seeds(self.eval_episodes, self.seed, purpose)[trainer.global_rank :: trainer.world_size]
+        seeds = seeds_for(self.eval_episodes, self.seed, purpose)[trainer.global_rank :: trainer.world_size]
         if self._evaluated is None:
             count = min(self.num_envs, len(seeds))
             self._evaluated = self.maker.vector(count, in_processes=self.vectorization == "async")
@@ -316,8 +299,3 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
             return None
         device = trainer.lightning_module.device
         return lambda tensor: cast(Tensor, trainer.strategy.reduce(tensor.to(device), reduce_op="sum"))
-
-
-def _seeds(count: int, *key: int) -> list[int]:
-    """Return seeds for environments: a function of a key of non-negative integers."""
-    return [int(word) for word in np.random.SeedSequence(key).generate_state(count)]
