@@ -230,6 +230,7 @@ def _rounded(figure: tuple[float, float] | None) -> str:
 
 
 def _draw(axes: Axes, entries: dict[str, _Entry], name: str) -> None:
+    slowest = max((math.log(time) for time in (entry.mean("time") for entry in entries.values()) if time), default=0.0)
     for entry in entries.values():
         variance, time = entry.log_variance(name), entry.mean("time")
         if entry.label == DATA_NOISE and variance is not None:
@@ -237,8 +238,14 @@ def _draw(axes: Axes, entries: dict[str, _Entry], name: str) -> None:
         elif variance is not None and time is not None:
             color = "C0" if entry.mean("unbiased") else "C1"
             axes.plot(math.log(time), variance[0], "o", color=color, markersize=4)
+            to_the_left = math.log(time) > 0.6 * slowest  # long names would leave the axes
             axes.annotate(
-                entry.label, (math.log(time), variance[0]), xytext=(3, 3), textcoords="offset points", fontsize=6
+                entry.label,
+                (math.log(time), variance[0]),
+                xytext=(-3 if to_the_left else 3, 3),
+                textcoords="offset points",
+                horizontalalignment="right" if to_the_left else "left",
+                fontsize=6,
             )
     low, high = axes.get_ylim()
     left, right = axes.get_xlim()
