@@ -17,6 +17,7 @@ from lightning_estimators.distributions import distribution_parameters, sample
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.norm_layers import norms_kept
 from lightning_estimators.objectives import CallableObjective, Objective
+from lightning_estimators.objectives.answers import ChangedInPlaceError
 
 if TYPE_CHECKING:
     from lightning_estimators.estimators.base import GradientEstimator
@@ -40,7 +41,7 @@ def refuse_coupled_costs(estimator: GradientEstimator, q: Distribution, f: Objec
         f: The cost.
 
     Raises:
-        ValueError: It does, and not through layers of torch that are known to (`norms_kept`).
+        ValueError: It does, and not through layers of torch that are known to (`norms_kept`); or f changes z in place.
     """
     if not isinstance(f, CallableObjective) or isinstance(f.f, Objective) or q.batch_shape.numel() < 2:
         return
@@ -52,6 +53,8 @@ def refuse_coupled_costs(estimator: GradientEstimator, q: Distribution, f: Objec
     with torch.no_grad(), replayed, eagerly, norms_kept() as norms, _own_generators(device):
         try:
             coupled = _is_coupled(q, f)
+        except ChangedInPlaceError:
+            raise
         except Exception:  # what is wrong with f will be told when it is evaluated in earnest
             return
     if compiles:
@@ -80,7 +83,13 @@ def _is_coupled(q: Distribution, f: Callable[[Tensor], Tensor]) -> bool:
 
     def costs(at: Tensor, seed: int = 0) -> Tensor:
         _seed(z.device, seed)
-        return f(at.clone())[kept].double()
+        given = at.clone()
+        answer = f(given)
+        if not torch.allclose(
+            given, at, rtol=0, atol=0, equal_nan=True
+        ):  # through NumPy, say, of which torch knows not
+            raise ChangedInPlaceError
+        return answer[kept].double()
 
     first, second = costs(z), costs(moved)
     if _is_same(first, second):

@@ -11,9 +11,19 @@ from torch import Tensor
 from lightning_estimators.noise import independent_samples
 from lightning_estimators.private_api import version
 
-__all__ = ["as_costs", "call_cost"]
+__all__ = ["ChangedInPlaceError", "as_costs", "call_cost"]
 
 _PACKAGE = __name__.partition(".")[0]
+
+
+class ChangedInPlaceError(ValueError):
+    """f changed its argument."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "f changed its argument z in place (as z.mul_(2), z[..., 0] = 1 or a *= 2 for a = z.numpy() do), which "
+            "changes the sample that the gradient is computed from. Work on a copy: z = z.clone()."
+        )
 
 
 def call_cost(f: Callable[[Tensor], Tensor], z: Tensor, event_dim: int) -> Tensor:
@@ -27,7 +37,7 @@ def call_cost(f: Callable[[Tensor], Tensor], z: Tensor, event_dim: int) -> Tenso
         event_dim: How many of the last axes of z are the event.
 
     Raises:
-        ValueError: f changed z in place.
+        ChangedInPlaceError: f changed z in place, as far as torch knows: not through `z.numpy()` or `z.data`.
     """
     before = version(z)
     try:
@@ -38,10 +48,7 @@ def call_cost(f: Callable[[Tensor], Tensor], z: Tensor, event_dim: int) -> Tenso
         _explain(error, z, event_dim)
         raise
     if version(z) != before:
-        raise ValueError(
-            "f changed its argument z in place (as z.mul_(2) or z[..., 0] = 1 do), which changes the sample that the "
-            "gradient is computed from. Work on a copy: z = z.clone()."
-        )
+        raise ChangedInPlaceError
     return answer
 
 

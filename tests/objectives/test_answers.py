@@ -65,6 +65,24 @@ def test_a_cost_that_changes_z_in_place_is_refused_where_nothing_is_recorded():
         REINFORCE()(bernoulli(4, 3), lambda z: z.sum(-1))
 
 
+def through_numpy(z):
+    array = z.detach().numpy()
+    array *= 2
+    return z.sum(-1)
+
+
+def through_data(z):
+    z.data.clamp_(0, 0.5)
+    return z.sum(-1)
+
+
+@pytest.mark.parametrize("f", [through_numpy, through_data])
+@pytest.mark.parametrize("make", ESTIMATORS)
+def test_a_change_in_place_that_torch_does_not_count_is_found_in_the_first_training_step(make, f):
+    with pytest.raises(ValueError, match=r"in place.*a \*= 2 for a = z\.numpy\(\).*z = z\.clone\(\)"):
+        make()(bernoulli(4, 3), f)
+
+
 SIMULATORS = [lambda z: np.square(z.numpy()).sum(-1), lambda z: torch.as_tensor(np.square(z.numpy()).sum(-1))]
 
 
