@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from lightning_estimators.noise import is_replaying
 from lightning_estimators.objectives.base import NotTwiceDifferentiableError
 
-__all__ = ["attach_gradients", "attach_surrogate_loss"]
+__all__ = ["attach_gradients", "attach_surrogate_loss", "once_differentiable_parameter"]
 
 
 def attach_gradients(value: Tensor, gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
@@ -67,6 +67,30 @@ class _AttachGradients(torch.autograd.Function):
         if torch.is_grad_enabled() and not ctx.is_inside:
             sent = [s + _NoSecondDerivative.apply(p) for s, p in zip(sent, ctx.parameters, strict=True)]
         return (upstream, *(None for _ in gradients), *sent)
+
+
+def once_differentiable_parameter(parameter: Tensor) -> Tensor:
+    """Return the parameter such that gradients pass through it, and refuse to be differentiated again.
+
+    For pathwise gradients whose derivatives are numbers, such as implicit ones.
+    """
+    through: Tensor = _OnceDifferentiable.apply(parameter)
+    return through
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """Identity, whose gradient has no gradient; inside a control variate it may be taken for a number on purpose."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor) -> Tensor:
+        ctx.parameter, ctx.is_inside = parameter, is_replaying()
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and not ctx.is_inside:
+            upstream = upstream + _NoSecondDerivative.apply(ctx.parameter)
+        return upstream
 
 
 class _NoSecondDerivative(torch.autograd.Function):

@@ -215,7 +215,7 @@ class GradientEstimator(Configurable, nn.Module, ABC):
         batch_shape = q.batch_shape
         if is_inside:
             batch_shape, attached = batch_shape[1:], {name: p.squeeze(0) for name, p in attached.items()}
-        leaves = parameters_per_sample(attached, self.num_samples, detach=not pathwise)
+        leaves = parameters_per_sample(self, q, attached)
         if not self._has_looked_for_coupled_costs:
             # Detached, so that nothing is saved for a backward pass, which activation checkpointing would find amiss.
             self._look_for_coupled_costs(rebuild(q, {name: leaf.detach() for name, leaf in leaves.items()}), cost)

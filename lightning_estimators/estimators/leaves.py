@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from lightning_estimators.distributions import as_one_hot, of_index
+from lightning_estimators.estimators.attach import once_differentiable_parameter
 from lightning_estimators.objectives import Objective, Observed, as_objective
 
 if TYPE_CHECKING:
@@ -55,23 +56,31 @@ def as_vectors(
     return one_hot, f.laid_out_for(q, sample_shape)
 
 
-def parameters_per_sample(attached: Mapping[str, Tensor], num_samples: int, *, detach: bool) -> dict[str, Tensor]:
+def parameters_per_sample(
+    estimator: GradientEstimator, q: Distribution, attached: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Return the parameters of q with an axis of samples in front, in at least float32.
 
     Half precision would round probabilities and noise, and so bias every estimate.
 
+    They are leaves of a graph of their own, so that derivatives with respect to them are gradients of single samples;
+    where the gradient is pathwise they are attached to those given, and refuse second derivatives that would be wrong.
+
     Args:
-        attached: Parameters by name, attached to the user's graph.
-        num_samples: Length of the new axis.
-        detach: Whether to return leaves of a graph of their own. Derivatives with respect to them are then gradients
-            of single samples.
+        estimator: Whose samples they are for.
+        q: The distribution.
+        attached: Its parameters by name, attached to the user's graph.
     """
+    detach, twice = not estimator.is_pathwise(q), estimator.is_twice_differentiable(q)
     half = _half_precision(attached) is not None
     parameters: dict[str, Tensor] = {}
     for name, parameter in attached.items():
         parameter = parameter.float() if half else parameter
-        parameter = parameter.detach() if detach else parameter
-        parameters[name] = parameter.expand(num_samples, *parameter.shape)
+        if detach:
+            parameter = parameter.detach()
+        elif not twice and parameter.requires_grad:
+            parameter = once_differentiable_parameter(parameter)
+        parameters[name] = parameter.expand(estimator.num_samples, *parameter.shape)
         if detach and torch.is_grad_enabled():
             parameters[name].requires_grad_()
     return parameters

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.distributions import Bernoulli, Independent, Normal, OneHotCategorical, RelaxedBernoulli
+from torch.distributions import Bernoulli, Gamma, Independent, Normal, OneHotCategorical, Poisson, RelaxedBernoulli
 
 from lightning_estimators.baselines import LearnedBaseline, LeaveOneOut
 from lightning_estimators.estimators import (
@@ -16,9 +16,13 @@ from lightning_estimators.estimators import (
     RELAX,
     Concrete,
     Enumeration,
+    Fini,
+    GeneralizedReparameterization,
     Pathwise,
+    ReinMax,
     RelaxedREBAR,
     StochasticBackprop,
+    StraightThrough,
 )
 from lightning_estimators.networks import Surrogate
 from lightning_estimators.noise import uniform
@@ -43,6 +47,32 @@ def test_second_derivatives_of_an_estimate_are_refused(make):
     (gradient,) = torch.autograd.grad(loss.mean() ** 2, logits, create_graph=True)
     with pytest.raises(ValueError, match="a second derivative was asked for"):
         torch.autograd.grad(gradient.sum(), logits)
+
+
+ONCE = {
+    "implicit": (Pathwise, lambda a: Independent(Gamma(a.exp(), 1.0), 1)),
+    "standardised": (GeneralizedReparameterization, lambda a: Independent(Gamma(a.exp(), 1.0), 1)),
+    "straight through": (StraightThrough, lambda a: Independent(Bernoulli(logits=a), 1)),
+    "ReinMax": (ReinMax, lambda a: Independent(Bernoulli(logits=a), 1)),
+    "counts": (Fini, lambda a: Independent(Poisson(a.exp()), 1)),
+}
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_second_derivatives_of_a_path_that_has_one_are_refused(name):
+    make, build = ONCE[name]
+    at = torch.zeros(4, 2)
+    with pytest.raises(ValueError, match="a second derivative was asked for"):
+        torch.autograd.functional.hessian(lambda a: make()(build(a), lambda z: z.square().sum(-1)).sum(), at)
+
+
+def test_a_second_derivative_in_what_the_cost_depends_on_needs_the_first_of_the_path_only():
+    leaf, weight = torch.zeros(4, 2, requires_grad=True), torch.ones((), requires_grad=True)
+    q = Independent(Gamma(leaf.exp(), 1.0), 1)
+    loss = Pathwise()(q, lambda z: (weight * z).square().sum(-1)).sum()
+    (slope,) = torch.autograd.grad(loss, weight, create_graph=True)  # twice the loss
+    of_slope, of_loss = (torch.autograd.grad(y, leaf, retain_graph=True)[0] for y in (slope, loss))
+    torch.testing.assert_close(of_slope, 2 * of_loss)
 
 
 def test_a_hessian_of_an_estimate_is_refused_and_one_of_the_exact_expectation_is_right():
