@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Gamma, Independent, Normal, OneHotCategorical
+from torch.distributions import Bernoulli, Gamma, Independent, Normal, OneHotCategorical, Poisson
 
 from lightning_estimators.estimators import REINFORCE, RELAX
 from lightning_estimators.networks import Surrogate
@@ -27,6 +27,7 @@ def distribution(estimator, lead):
         OneHotCategorical(logits=wide),
         Normal(first, second.exp()),
         Gamma(first.exp(), second.exp()),
+        Poisson(first.exp()),
     )
     for q in families:
         try:
