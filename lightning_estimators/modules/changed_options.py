@@ -44,7 +44,7 @@ class ChangedOptions(pl.Callback):
             f"{path}.{name}": parameter.item()
             for path, estimator in gradient_estimators(pl_module).items()
             for name, parameter in estimator.named_parameters()
-            if not parameter.requires_grad and parameter.ndim == 0
+            if not parameter.requires_grad and parameter.ndim == 0 and not parameter.is_meta
         }
         self._changed = {}
 

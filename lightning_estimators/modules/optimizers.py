@@ -107,6 +107,8 @@ def clip_gradients_of_parts(
         clip_val: Bound, None for none.
         algorithm: Bound the "norm" of all gradients of a part or the "value" of each entry.
     """
+    if clip_val is None and module.trainer.gradient_clip_val is None:
+        return  # at once: Lightning finds out only after some thirty calls, at every step
     parts = optimizer.parts.values() if isinstance(optimizer, ChainedOptimizer) else [optimizer]
     for part in parts:
         module.clip_gradients(part, gradient_clip_val=clip_val, gradient_clip_algorithm=algorithm)

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.parsing import AttributeDict
 
 from lightning_estimators.checkpoints import check_classes, imported_class, read_checkpoint
 from lightning_estimators.configurable import Configurable, Unrecorded, encode, import_path, unrecorded
+from lightning_estimators.modules.seeded import attached_trainer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,10 +62,7 @@ class RecordedModule(Configurable, pl.LightningModule):
         """
         table: dict[str, Any] = {"model": type(self).__name__}
         table |= _flat(self._written()) if self._parsed or self._given() else super().hparams_initial
-        try:
-            datamodule = getattr(self.trainer, "datamodule", None)
-        except RuntimeError:  # not in a Trainer
-            datamodule = None
+        datamodule = getattr(attached_trainer(self), "datamodule", None)
         if datamodule is not None:
             table.setdefault("data", type(datamodule).__name__)
             told = datamodule.hparams_initial
