@@ -12,10 +12,10 @@ from benchmarks.discrete_report import MODELS, PUBLISHED
 from benchmarks.experiment import Experiment, Row, Run
 from benchmarks.plan import Plan, Rows, duration
 
-__all__ = ["run_lines", "write_report"]
+__all__ = ["ORDER", "run_lines", "write_report"]
 
 ORDER = ("discrete", "divergence", "toy", "gamma", "regression", "policies")
-"""The first experiments of the report; all others that have claims follow."""
+"""The first experiments of the report; all others that have claims and rows follow."""
 
 HEAD = """\
 # Results: the experiments of two papers, repeated
@@ -74,7 +74,8 @@ def write_report(
     """
     folder, findings = rows.folder / "figures", rows.folder / "findings.md"
     folder.mkdir(parents=True, exist_ok=True)
-    names = (*ORDER, *(name for name, one in experiments.items() if one.claims and name not in ORDER))
+    others = (name for name, one in experiments.items() if name not in ORDER and one.claims and rows.of(name))
+    names = (*ORDER, *others)
     finished = {name: rows.of(name) for name in names}
     judged = {
         name: [(claim, list(claim.judge(of))) for claim in experiments[name].claims] for name, of in finished.items()
