@@ -247,8 +247,7 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
 
     def teardown(self, stage: str) -> None:
         """Close the environments."""
-        collector, self._collector = self._collector, None
-        evaluated, self._evaluated = self._evaluated, None
+        collector, evaluated, self._collector, self._evaluated = self._collector, self._evaluated, None, None
         for environments in (collector.environments if collector else None, evaluated):
             if environments is not None:
                 environments.close()
@@ -287,8 +286,8 @@ class Gymnasium(CheckedArguments, CheckedDataModule):
 
     def _put(self) -> Callable[[Tensor], Tensor] | None:
         """What brings a tensor to the module's device and precision; None where it is there already."""
-        trainer = self._trainer()
-        device, convert = trainer.lightning_module.device, trainer.precision_plugin.convert_input
+        trainer, device = self._trainer(), self._trainer().lightning_module.device
+        convert = trainer.precision_plugin.convert_input
         if device.type == "cpu" and trainer.precision in ("32-true", "16-mixed", "bf16-mixed"):
             return None
         return lambda tensor: cast(Tensor, convert(tensor.to(device, non_blocking=True)))

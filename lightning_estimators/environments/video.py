@@ -48,7 +48,7 @@ def record_episode(
         put: As in `play_episodes`.
 
     Raises:
-        ValueError: The environment makes no pictures, or what writes videos is not installed.
+        ValueError: The environment makes no pictures, or not on this machine; or what writes videos is not installed.
     """
     from gymnasium.error import DependencyNotInstalled
     from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -66,6 +66,12 @@ def record_episode(
             raise ValueError(f"{error} (pip install 'lightning-estimators[rl]')") from error
         try:
             episodes = play_episodes(policy, environments, actions, [seed], scale=scale, greedy=greedy, put=put)
+        except Exception as error:  # each renderer has errors of its own
+            raise ValueError(
+                f"no video could be made of the episode ({type(error).__name__}: {error}). On a machine without a "
+                "display MuJoCo needs the environment variable MUJOCO_GL=egl or MUJOCO_GL=osmesa. Episodes without a "
+                "video are played by `test`."
+            ) from error
         finally:
             environments.close()  # writes the file
         Path(folder).mkdir(parents=True, exist_ok=True)

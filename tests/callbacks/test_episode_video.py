@@ -61,3 +61,14 @@ def test_no_picture_is_a_warning_in_training_and_an_error_in_predict(tmp_path):
 def test_other_data_are_refused():
     with pytest.raises(TypeError, match="needs the datamodule Gymnasium"):
         pl.Trainer(**QUIET, callbacks=[EpisodeVideo()]).fit(SmallPolicy(2), datamodule=Digits())
+
+
+def test_a_renderer_that_fails_is_named_with_what_helps(tmp_path):
+    class Unrendered(Filmed):
+        def render(self):
+            raise RuntimeError("no OpenGL")
+
+    with pytest.raises(ValueError, match=r"no video .*RuntimeError: no OpenGL.*MUJOCO_GL=egl.*played by `test`"):
+        pl.Trainer(**QUIET, callbacks=[EpisodeVideo(folder=str(tmp_path))]).predict(
+            SmallPolicy(2), datamodule=data(Unrendered)
+        )
