@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_estimators.checkpoint_io import make_durable
 from lightning_estimators.estimators import GradientEstimator
-from lightning_estimators.logged_steps import step_is_logged
+from lightning_estimators.logged_steps import metric_is_read, step_is_logged
 from lightning_estimators.model_parts import gradient_estimators, parameter_groups, surrogate_parameters
 from lightning_estimators.modules.changed_options import ChangedOptions
 from lightning_estimators.modules.exact_resume import ExactResume
@@ -193,7 +193,7 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         self.latest_costs = costs.detach()
         loss = costs.mean()
         is_logged = step_is_logged(self.trainer, batch_idx)
-        if is_logged or self._loss_is_read(batch_idx):
+        if is_logged or metric_is_read(self.trainer, "train/loss", batch_idx):
             shown = loss.detach().to(torch.promote_types(loss.dtype, torch.float32), copy=True)
             self.log("train/loss", shown, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
         if is_logged:
@@ -261,26 +261,6 @@ class EstimatorModule(RecordedModule, SeededModule, ABC):
         self._hooks_that_ran.add("on_load_checkpoint")
         super().on_load_checkpoint(checkpoint)
         self.load_seed(checkpoint.get("noise_seed"))
-
-    def _loss_is_read(self, batch_idx: int) -> bool:
-        """Whether a logger, the progress bar, the end of the epoch, a callback or a scheduler reads this step's loss.
-
-        Logging takes half a millisecond, as long as a step of a small model. The choice depends on counts alone, so
-        that all processes, which average what they log, make the same one.
-        """
-        trainer = self.trainer
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        if progress.is_last_batch or batch_idx + 1 >= trainer.num_training_batches:
-            return True
-        bar = trainer.progress_bar_callback
-        if bar is not None and not getattr(bar, "is_disabled", False):
-            rate = getattr(bar, "refresh_rate", 1)
-            # A bar that is drawn anew at every step shows a loss of a few steps ago.
-            every = max(rate, trainer.log_every_n_steps // 10)  # type: ignore[attr-defined]
-            if rate and (batch_idx == 0 or (batch_idx + 1) % every == 0):
-                return True
-        watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]  # type: ignore[attr-defined]
-        return any(getattr(watcher, "monitor", None) == "train/loss" for watcher in watchers)
 
 
 def _calling_super(hook: Callable[..., Any]) -> Callable[..., Any]:
