@@ -67,7 +67,32 @@ def read_checkpoint(path: Any, *, weights_only: bool = True) -> dict[str, Any]:
             f"{path} is no checkpoint of a Trainer: it lacks {' and '.join(missing)}. Expected what "
             "trainer.save_checkpoint or ModelCheckpoint writes; load weights alone with load_state_dict in Python."
         )
+    for name, kind in _KINDS.items():
+        if name in checkpoint and not isinstance(checkpoint[name], kind):
+            raise ValueError(
+                f"{path} is a damaged checkpoint: {name!r} in it must be of class {kind.__name__}, got "
+                f"{type(checkpoint[name]).__name__}. Expected what trainer.save_checkpoint or ModelCheckpoint writes."
+            )
+    version = checkpoint["pytorch-lightning_version"]
+    if not re.match(r"([2-9]|\d\d+)\.\d", version):
+        raise ValueError(f"{path} was not saved by Lightning 2.0 or later, but by version {version!r}.")
     return dict(checkpoint)
+
+
+_KINDS = {
+    "state_dict": Mapping,
+    "pytorch-lightning_version": str,
+    "hyper_parameters": Mapping,
+    "datamodule_hyper_parameters": Mapping,
+    "lightning_estimators": Mapping,
+    "callbacks": Mapping,
+    "loops": Mapping,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "epoch": int,
+    "global_step": int,
+}
+"""What the parts of a checkpoint are, as far as they are read."""
 
 
 def class_paths(value: Any) -> Iterator[str]:

@@ -172,6 +172,24 @@ def test_a_data_module_is_loaded_as_carefully(checkpoint, monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("lightning_estimators", ["x"], "'lightning_estimators' in it must be of class Mapping, got list"),
+        ("state_dict", "x", "'state_dict' in it must be of class Mapping, got str"),
+        ("optimizer_states", "x", "'optimizer_states' in it must be of class list, got str"),
+        ("global_step", "x", "'global_step' in it must be of class int, got str"),
+        ("pytorch-lightning_version", "0.1", "was not saved by Lightning 2.0 or later, but by version '0.1'"),
+        ("pytorch-lightning_version", "x", "was not saved by Lightning 2.0 or later, but by version 'x'"),
+    ],
+)
+def test_a_checkpoint_with_damaged_parts_is_called_so(capsys, checkpoint, part, value, message):
+    torch.save(checkpoint | {part: value}, "bad.ckpt")
+    with pytest.raises(ValueError, match=message):
+        DiscreteLatentModel.load_from_checkpoint("bad.ckpt")
+    assert message in refused(capsys, "fit", *SHORT, "--ckpt_path=bad.ckpt")
+
+
+@pytest.mark.parametrize(
     "content", [b"", b"no checkpoint", bytes(range(256)) * 9, None], ids=["empty", "text", "random", "cut"]
 )
 def test_what_is_no_checkpoint_is_called_so(capsys, content):
