@@ -60,18 +60,28 @@ def told(trained: Sequence[Trained], work: dict[str, float]) -> str:
     return f"{rho:.2f} (p = {p:.2g}{by_seed}); {place} of {len(kept)}"
 
 
-def lines() -> Iterator[str]:
-    """Yield a table of correlations, and one of the estimators in each job."""
-    rows = Rows(ROOT / "benchmarks" / "results").of("recommendation")
-    found: dict[str, list[Trained]] = {}
+def of_jobs(rows: Sequence[Row]) -> Iterator[tuple[str, list[Trained]]]:
+    """Yield the jobs that have a table and were trained with each estimator, with what came of the seeds all have."""
     for job in JOBS:
         of_job = [row for row in rows if row["settings"]["job"] == job]
-        tables = [row for row in of_job if row["settings"]["estimator"] == TABLE]
-        for candidate in JOBS[job].candidates if tables else ():
-            name = describe(candidate)
-            runs = [row for row in of_job if row["settings"]["estimator"] == name]
-            if runs:
-                found.setdefault(job, []).append(Trained(name, runs, tables[-1]))
+        runs = {describe(one): [] for one in JOBS[job].candidates} | {TABLE: []}
+        for row in of_job:
+            runs[row["settings"]["estimator"]].append(row)
+        (*_, table) = runs.pop(TABLE) or [None]
+        seeds = set.intersection(*({row["settings"]["seed"] for row in of_one} for of_one in runs.values()))
+        if table is not None and seeds:
+            yield (
+                job,
+                [
+                    Trained(name, [row for row in of_one if row["settings"]["seed"] in seeds], table)
+                    for name, of_one in runs.items()
+                ],
+            )
+
+
+def lines() -> Iterator[str]:
+    """Yield a table of correlations, and one of the estimators in each job."""
+    found = dict(of_jobs(Rows(ROOT / "benchmarks" / "results").of("recommendation")))
     yield "| job | initial weights | after a quarter of training | the same, with processor time of a training step |"
     yield "|---|---|---|---|"
     for job, trained in found.items():

@@ -20,7 +20,7 @@ __all__ = ["Measured", "Plan", "measure"]
 _FIRST = 10  # draws of every candidate before errors decide
 _FEWEST = 4  # of which a variance and its error can be told
 _LEARNING_SHARE = 0.35  # of the budget, for all that learn
-_FIRST_SHARE = 0.35  # of the budget, for the first draws of all
+_LEARNED, _DRAWN = 0.6, 0.9  # of an equal share of what is left: when learning ends, and the first draws
 _PATIENCE = 3.0  # equal shares of the budget that one candidate may take
 
 
@@ -132,15 +132,19 @@ class _Turns:
         self.deadline = self.began + plan.budget
         self.shown = 0.0
         self.learners = sum(one.candidate.learns() for one in self.measured)
+        self.share = 0.0  # seconds of the turn that began last, if all that wait get as much
 
     def not_begun(self) -> list[Measured]:
         return [one for one in self.measured if one.candidate.refused is None and one.count == 0]
 
     def all_in_turn(self) -> None:
-        for turn, one in enumerate(self.measured):
+        # Those that learn come last, and share what the others have left, so that nobody waits in vain.
+        order = sorted(self.measured, key=lambda one: one.candidate.learns())
+        for turn, one in enumerate(order):
             left = self.deadline - time.monotonic()
-            waiting = len(self.measured) - turn - 1
-            self._turn(one, self._first, min(_PATIENCE * left / (waiting + 1), left / 2 if waiting else left))
+            waiting = len(order) - turn - 1
+            self.share = left / (waiting + 1)
+            self._turn(one, self._first, min(_PATIENCE * self.share, left / 2 if waiting else left))
 
     def where_errors_are_largest(self) -> None:
         block = self.plan.budget / 200
@@ -182,21 +186,21 @@ class _Turns:
         self._show(candidate)
 
     def _first(self, one: Measured) -> None:
+        began = time.monotonic()
         one.candidate.ask(self.subject.places)
         one.warm_up()
         if one.candidate.learns() and self.plan.learning_steps:
-            seconds = _LEARNING_SHARE * self.plan.budget / self.learners
-            learn(self.subject, one.candidate, one.index, self.plan.learning_steps, time.monotonic() + seconds)
+            end = time.monotonic() + _LEARNING_SHARE * self.plan.budget / self.learners
+            end = min(end, began + _LEARNED * self.share)
+            learn(self.subject, one.candidate, one.index, self.plan.learning_steps, end)
         one.begin()
-        count = _FIRST if self.plan.draws is None else min(_FIRST, self.plan.draws)
-        share = _FIRST_SHARE * self.plan.budget / len(self.measured)
-        self._draws(one, time.monotonic() + share, count)
+        self._draws(one, began + _DRAWN * self.share, _FIRST, _FEWEST)
 
-    def _draws(self, one: Measured, deadline: float, count: float = math.inf) -> None:
+    def _draws(self, one: Measured, deadline: float, count: float = math.inf, fewest: int = 1) -> None:
         if self.plan.draws is not None:
             count = min(count, self.plan.draws - one.count)
         drawn = 0
-        while drawn < count and (drawn == 0 or time.monotonic() < deadline):
+        while drawn < count and (drawn < fewest or time.monotonic() < deadline):
             one.draw()
             drawn += 1
 

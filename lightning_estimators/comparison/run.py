@@ -106,7 +106,7 @@ def run(
         interrupted=interrupted,
         notes=[
             *([_COUPLED] if subject.couples else []),
-            *_notes(rows, options),
+            *_notes(rows, [one.candidate for one in measured[: len(candidates)]], options),
             *([_BUSY.format(computed / wall)] if subject.device.type == "cpu" and computed < 0.5 * wall > 1 else []),
         ],
     )
@@ -167,14 +167,14 @@ def _row(subject: Subject, one: Measured, pool: References) -> Row:
     )
 
 
-def _notes(rows: Sequence[Row], options: Options) -> list[str]:
-    learners = [row for row in rows if row.learning_steps]
+def _notes(rows: Sequence[Row], candidates: Sequence[Candidate], options: Options) -> list[str]:
+    learners = [one for one in candidates if one.refused is None and options.learning_steps and one.learns()]
     notes = []
     if learners:
         notes.append(f"what learns had up to {options.learning_steps} steps of Adam({LEARNING_RATE}) at these weights")
-    short = [row for row in learners if row.learning_steps < options.learning_steps]
+    short = [one for one in learners if one.learning_steps < options.learning_steps]
     if short:
-        had = ", ".join(f"{row.name} {row.learning_steps}" for row in short)
+        had = ", ".join(f"{one.name} {one.learning_steps}" for one in short)
         notes.append(f"the budget cut learning short: {had} steps; a larger one may favour them")
     poor = [row.name for row in rows if row.refused is None and row.variance_error > 0.3 * row.variance > 0]
     if poor:

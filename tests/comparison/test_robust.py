@@ -310,3 +310,9 @@ def test_module_without_batch_or_estimator():
     module.loss = lambda batch: module.encoder(batch).sum(-1)
     with pytest.raises(ValueError, match="calls no gradient estimator"):
         compare(module, torch.randn(4, 5))
+
+
+def test_learning_that_the_budget_cuts_short_is_said():
+    result = compare((Q, cost), estimators=[REINFORCE(), StochasticBackprop()], budget=1.5, learning_steps=100_000)
+    assert any("learning short: REINFORCE()" in note for note in result.notes)
+    assert result.rows[1].draws >= 10
