@@ -55,7 +55,9 @@ def check_arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     positional, hints, required, obvious = _signature(cls)
     given = dict(zip(positional, args, strict=False))
     for name, value in {**given, **kwargs}.items():
-        if name not in hints or type(value) is hints[name] or isinstance(value, obvious[name]):
+        if name not in hints or isinstance(value, obvious[name]):
+            continue
+        if type(value) is hints[name] and (type(value) is not int or abs(value) < _LARGEST):
             continue
         if _fits(value, hints[name]):
             continue
