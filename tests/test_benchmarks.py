@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed import measure, package, plain, storchastic
+from benchmarks.speed import gpu, measure, package, plain, storchastic
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.measure import Times, alternate, ratio
 from benchmarks.speed.parts import GROWTH
@@ -170,9 +170,26 @@ def test_programs_take_turns():
 
 
 def test_ratios_are_of_rounds():
-    assert ratio(Times([2.0, 40.0, 6.0], [1.0] * 3), Times([1.0, 10.0, 2.0], [2.0] * 3)) == {
+    assert ratio(Times([1.0] * 3, [2.0, 40.0, 6.0]), Times([2.0] * 3, [1.0, 10.0, 2.0])) == {
         "median": 3.0,
         "quartile1": 2.5,
         "quartile3": 3.5,
-        "cpu_median": 0.5,
+        "wall_median": 0.5,
     }
+
+
+def test_the_checks_for_a_gpu_run_without_one(capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "MODELS", ("categorical nonlinear",))
+    monkeypatch.setattr(gpu, "ESTIMATORS", ["REINFORCE", "StochasticBackprop"])
+    assert gpu.main(["--device", "cpu", "--quick"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "FAILED" in line or "BAD" in line]
+    assert sum("relative error 0.0e+00" in line for line in lines) == 4
+
+
+def test_without_a_gpu_nothing_is_claimed(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert "There is no GPU here" in out.err

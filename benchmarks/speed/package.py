@@ -129,11 +129,12 @@ class Leanest(pl.LightningModule):
     Args:
         model: Has a method `loss(batch)`, which returns a cost for each image.
         parameters: What is optimized.
+        fused: Whether by Adam's fused kernel; None for torch's default.
     """
 
-    def __init__(self, model: Any, parameters: list[Tensor]) -> None:
+    def __init__(self, model: Any, parameters: list[Tensor], *, fused: bool | None = None) -> None:
         super().__init__()
-        self.model, self.moved = model, parameters
+        self.model, self.moved, self.fused = model, parameters, fused
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the mean cost."""
@@ -143,7 +144,7 @@ class Leanest(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam, which all programs use."""
-        return torch.optim.Adam(self.moved)
+        return torch.optim.Adam(self.moved, fused=self.fused)
 
 
 class Flat:
@@ -185,6 +186,7 @@ def fit_times(problem: Problem, estimator: str, steps: int, rounds: int) -> dict
     - `ours, loader in memory`: the package's module with the fastest loader.
     - `leanest, our loss`: the leanest module around the loss of the package, with the fastest loader.
     - `leanest`: the leanest module around the plain model, with the fastest loader.
+    - `leanest, fused Adam`: the same with Adam's fused kernel, by which modules of the package step.
     - `loop`: the plain model in a plain loop over the fastest loader.
 
     All train the same model; progress bar and logger have their defaults.
@@ -206,15 +208,16 @@ def fit_times(problem: Problem, estimator: str, steps: int, rounds: int) -> dict
         made = module()
         return Leanest(made, [p for group in made.parameter_groups().values() for p in group])
 
-    def leanest() -> Leanest:
+    def leanest(*, fused: bool | None = None) -> Leanest:
         by_hand = plain.ESTIMATORS[estimator](problem)
-        return Leanest(Flat(by_hand), list(by_hand.parameters()))
+        return Leanest(Flat(by_hand), list(by_hand.parameters()), fused=fused)
 
     programs: dict[str, Callable[[], tuple[float, float]]] = {
         "ours": lambda: _fit(module(), resampled, steps),
         "ours, loader in memory": lambda: _fit(module(), memory, steps),
         "leanest, our loss": lambda: _fit(ours_loss(), memory, steps),
         "leanest": lambda: _fit(leanest(), memory, steps),
+        "leanest, fused Adam": lambda: _fit(leanest(fused=True), memory, steps),
         "loop": lambda: _loop(problem, estimator, memory, steps),
     }
     times = {name: Times() for name in programs}

@@ -119,10 +119,10 @@ class PlainModel(nn.Module, ABC):
         """Draw S hard samples, `(S, B, *event_shape)`."""
         with torch.no_grad():
             if self.problem.latent == "bernoulli":
-                u = torch.rand(self.problem.samples, *logits.shape)
+                u = torch.rand(self.problem.samples, *logits.shape, device=logits.device)
                 return (u < torch.sigmoid(logits)).to(logits.dtype)
             probs = logits.exp()
-            u = torch.rand(self.problem.samples, *logits.shape[:-1], 1)
+            u = torch.rand(self.problem.samples, *logits.shape[:-1], 1, device=logits.device)
             index = (u >= probs.cumsum(-1)[..., :-1]).sum(-1)
             return F.one_hot(index, logits.shape[-1]).to(logits.dtype)
 
@@ -156,7 +156,8 @@ class PlainConcrete(PlainModel):
     def loss(self, x: Tensor) -> Tensor:
         """Return costs at relaxed samples."""
         logits = self.logits(x)
-        u = torch.rand(self.problem.samples, *logits.shape).clamp_min(torch.finfo(logits.dtype).tiny)
+        u = torch.rand(self.problem.samples, *logits.shape, device=logits.device)
+        u = u.clamp_min(torch.finfo(logits.dtype).tiny)
         if self.problem.latent == "bernoulli":
             z = torch.sigmoid((logits + u.log() - torch.log1p(-u)) / 0.5)
         else:
