@@ -41,7 +41,8 @@ class PolicyGradient(ActingModule):
     advantage actor-critic (A2C). With `RELAX` (discrete actions) and `LAX` (real-valued ones) the surrogate network
     sees the relaxed action and the state, and takes from the variance what the critic leaves: these are the methods of
     Grathwohl et al. (2018), for discrete actions without a critic (`use_critic=False`, where the advantage is the
-    return to go) and for real-valued ones with one. A batch whose actions were drawn by another policy is refused.
+    return to go) and for real-valued ones with one. Where it was measured (CartPole, Acrobot, InvertedPendulum),
+    neither learned faster than A2C. A batch whose actions were drawn by another policy is refused.
 
     What is unbiased, and what is not:
 
@@ -169,8 +170,7 @@ class PolicyGradient(ActingModule):
         observations = self.example_observations()
         estimator.prepare(self.distribution(observations), observations)
         self._latest: tuple[Distribution, Tensor | None, Tensor | None] | None = None  # what figures are made of
-        self._collapse = CollapseWatch()
-        self._cut_off = CutOffWatch()
+        self._collapse, self._cut_off = CollapseWatch(), CutOffWatch()
 
     def loss(self, batch: Rollout) -> Tensor:
         """Return minus the estimate of the return, with the critic's loss and the entropy bonus.
