@@ -24,10 +24,10 @@ def bernoulli_cost(logits: Tensor, target: Tensor) -> Tensor:
 
     Args:
         logits: a, shape `(..., P)`.
-        target: x in [0, 1], broadcastable to the shape of the logits.
+        target: x in [0, 1]; both are broadcast to the same shape.
 
     Returns:
-        Tensor of shape `(...)`, in the precision of the logits, at least float32.
+        Tensor of that shape without its last axis, in the precision of the logits, at least float32.
 
     Example:
         >>> bernoulli_cost(torch.tensor([[0.0, 100.0]]), torch.tensor([1.0, 1.0]))
@@ -36,6 +36,8 @@ def bernoulli_cost(logits: Tensor, target: Tensor) -> Tensor:
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     target = target.to(logits.dtype)
+    if logits.shape[-target.ndim :] != target.shape:
+        logits = torch.broadcast_tensors(logits, target)[0]
     fast = logits.device.type == "cpu" and logits.numel() >= _WORTHWHILE and not torch.compiler.is_compiling()
     if not fast:
         return F.binary_cross_entropy_with_logits(logits, target.expand(logits.shape), reduction="none").sum(-1)

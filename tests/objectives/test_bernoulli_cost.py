@@ -48,7 +48,9 @@ def test_extremes_are_those_of_the_definition():
     assert bernoulli_cost(torch.zeros(3, 0), torch.zeros(3, 0)).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize(("lead", "of_target"), [((), ()), ((4,), ()), ((3, 4), (4,)), ((3, 4), (3, 1))], ids=str)
+@pytest.mark.parametrize(
+    ("lead", "of_target"), [((), ()), ((4,), ()), ((3, 4), (4,)), ((3, 4), (3, 1)), ((3, 1), (4,))], ids=str
+)
 def test_derivatives_of_two_orders(lead, of_target):
     torch.manual_seed(0)
     logits = (2 * torch.randn(*lead, 5, dtype=torch.float64)).requires_grad_()
