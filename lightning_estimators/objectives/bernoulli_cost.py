@@ -37,7 +37,7 @@ def bernoulli_cost(logits: Tensor, target: Tensor) -> Tensor:
         logits = logits.float()
     target = target.to(logits.dtype)
     if logits.shape[-target.ndim :] != target.shape:
-        logits = torch.broadcast_tensors(logits, target)[0]
+        logits, _ = torch.broadcast_tensors(logits, target)  # type: ignore[no-untyped-call]  # torch annotates no types
     fast = logits.device.type == "cpu" and logits.numel() >= _WORTHWHILE and not torch.compiler.is_compiling()
     if not fast:
         return F.binary_cross_entropy_with_logits(logits, target.expand(logits.shape), reduction="none").sum(-1)
