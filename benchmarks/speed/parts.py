@@ -154,7 +154,9 @@ def fit(setup: Setup) -> dict[str, Any]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     problem, tables = setup.problem("bernoulli linear"), {}
     for estimator in ("REINFORCE", "Concrete"):
-        times = fit_times(problem, estimator, steps=5 if setup.quick else 200, rounds=2 if setup.quick else 7)
+        share = min(1.0, setup.seconds / 20)
+        steps, rounds = (5, 2) if setup.quick else (max(50, round(200 * share)), max(3, round(7 * share)))
+        times = fit_times(problem, estimator, steps, rounds)
         rows = {
             name: own.summary() | {f"/ {other}": ratio(own, times[other]) for other in ("leanest", "loop")}
             for name, own in times.items()
