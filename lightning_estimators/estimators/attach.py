@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_estimators.noise import is_replaying
-from lightning_estimators.objectives.base import NotTwiceDifferentiableError
+from lightning_estimators.objectives.derivatives import NotTwiceDifferentiableError
 
 __all__ = ["attach_gradients", "attach_surrogate_loss", "once_differentiable_parameter"]
 

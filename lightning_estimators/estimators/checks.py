@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from lightning_estimators.distributions import as_one_hot, base_distribution, check_can_be_coupled
 from lightning_estimators.noise import Coupling
-from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
+from lightning_estimators.objectives.derivatives import NotTwiceDifferentiableError, is_differentiated_twice
 
 if TYPE_CHECKING:
     from lightning_estimators.baselines import Baseline

@@ -19,7 +19,7 @@ from lightning_estimators.estimators.combined import averages_costs
 from lightning_estimators.modules.images import ImageModel
 from lightning_estimators.networks import MLP, LatentMLP
 from lightning_estimators.objectives import FirstLayerLinear, Objective, Separable, Sum
-from lightning_estimators.objectives.base import NotTwiceDifferentiableError, is_differentiated_twice
+from lightning_estimators.objectives.derivatives import NotTwiceDifferentiableError, is_differentiated_twice
 
 __all__ = ["Expectation", "LatentImageModel", "at_least_float32", "check_choice"]
 

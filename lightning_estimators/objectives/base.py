@@ -6,9 +6,6 @@ These two are all that generalized stochastic backpropagation needs to know of f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -19,33 +16,9 @@ from lightning_estimators.norm_layers import norms_kept
 from lightning_estimators.objectives.answers import as_costs
 from lightning_estimators.objectives.chunks import EvaluatedInChunks, as_floating
 from lightning_estimators.objectives.coordinates import Coordinates
-from lightning_estimators.objectives.derivatives import check_order, repeated_derivative
+from lightning_estimators.objectives.derivatives import check_order, differentiated_twice, repeated_derivative
 
-__all__ = ["NotTwiceDifferentiableError", "Objective", "differentiated_twice"]
-
-_twice: ContextVar[bool] = ContextVar("twice", default=False)
-
-
-class NotTwiceDifferentiableError(ValueError):
-    """Raised where second derivatives of f are needed, but f contains a gradient estimator.
-
-    The gradient of such an f is a random estimate, which was computed as a number and cannot be differentiated again.
-    """
-
-
-@contextmanager
-def differentiated_twice() -> Iterator[None]:
-    """Mark code that evaluates f for derivatives above the first, so that estimators inside f can refuse."""
-    token = _twice.set(True)
-    try:
-        yield
-    finally:
-        _twice.reset(token)
-
-
-def is_differentiated_twice() -> bool:
-    """Whether f is being evaluated for derivatives above the first."""
-    return _twice.get()
+__all__ = ["Objective"]
 
 
 class Objective(CheckedArguments, EvaluatedInChunks, ABC):

@@ -1,11 +1,45 @@
-"""Derivatives by repeated automatic differentiation."""
+"""Derivatives by repeated automatic differentiation, and how costs learn that second ones will be taken of them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_order", "repeated_derivative"]
+__all__ = [
+    "NotTwiceDifferentiableError",
+    "check_order",
+    "differentiated_twice",
+    "is_differentiated_twice",
+    "repeated_derivative",
+]
+
+_twice: ContextVar[bool] = ContextVar("twice", default=False)
+
+
+class NotTwiceDifferentiableError(ValueError):
+    """Raised where second derivatives of f are needed, but f contains a gradient estimator.
+
+    The gradient of such an f is a random estimate, which was computed as a number and cannot be differentiated again.
+    """
+
+
+@contextmanager
+def differentiated_twice() -> Iterator[None]:
+    """Mark code that evaluates f for derivatives above the first, so that estimators inside f can refuse."""
+    token = _twice.set(True)
+    try:
+        yield
+    finally:
+        _twice.reset(token)
+
+
+def is_differentiated_twice() -> bool:
+    """Whether f is being evaluated for derivatives above the first."""
+    return _twice.get()
 
 
 def check_order(order: int) -> None:

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, MultivariateNormal, Normal
 from lightning_estimators.distributions import distribution_parameters
 from lightning_estimators.noise import CommonNoise
 from lightning_estimators.objectives import Objective
-from lightning_estimators.objectives.base import NotTwiceDifferentiableError, differentiated_twice
+from lightning_estimators.objectives.derivatives import NotTwiceDifferentiableError, differentiated_twice
 from lightning_estimators.rules.base import register_cumulant, register_rule
 from lightning_estimators.rules.jumps import exponential
 

@@ -17,7 +17,7 @@ from lightning_estimators.objectives import (
     SquaredCost,
     Sum,
 )
-from lightning_estimators.objectives.base import NotTwiceDifferentiableError
+from lightning_estimators.objectives.derivatives import NotTwiceDifferentiableError
 
 from .brute_force import LEADS, SCALAR_EVENTS
 
