@@ -425,8 +425,9 @@ def test_a_logger_that_is_not_installed(capsys):
         (b"model: [", ""),
         (b"- 1\n- 2\n", ""),
         (b"seed_everything: {a: 1}", "seed_everything"),
+        (b"model: {class_path: DiscreteLatentModel, init_args: hello}", "init_args"),
     ],
-    ids=["binary", "recursive list", "recursive mapping", "bomb", "syntax", "list", "type"],
+    ids=["binary", "recursive list", "recursive mapping", "bomb", "syntax", "list", "type", "no options by name"],
 )
 def test_files_that_are_no_configuration(capsys, content, told):
     Path("c.yaml").write_bytes(content)

@@ -91,7 +91,7 @@ def _as_parsed(value: Any) -> Any:
 
 
 def _load_yaml(text: str) -> Any:
-    """Load YAML, unless it repeats itself, through its aliases, into more values than a machine can hold."""
+    """Load YAML with its classes' full names; not one whose aliases repeat it into more than a machine can hold."""
     loaded = _yaml(text)
     pending, count = [loaded], 0
     while pending:
@@ -101,6 +101,8 @@ def _load_yaml(text: str) -> Any:
             raise yaml.YAMLError(f"more than {_MOST_VALUES} values, or an alias inside what it stands for.")
         if isinstance(value, dict) and "class_path" in value:
             value["class_path"] = meant(str(value["class_path"]))
+            if not isinstance(value.get("init_args") or {}, dict):
+                raise yaml.YAMLError(f"init_args of {value['class_path']} are not options by name: {value['init_args']}")
         if isinstance(value, dict | list):
             pending.extend(value.values() if isinstance(value, dict) else value)
     return loaded
