@@ -101,8 +101,9 @@ def _load_yaml(text: str) -> Any:
             raise yaml.YAMLError(f"more than {_MOST_VALUES} values, or an alias inside what it stands for.")
         if isinstance(value, dict) and "class_path" in value:
             value["class_path"] = meant(str(value["class_path"]))
-            if not isinstance(value.get("init_args") or {}, dict):
-                raise yaml.YAMLError(f"init_args of {value['class_path']} are not options by name: {value['init_args']}")
+            options = value.get("init_args") or {}
+            if not isinstance(options, dict):
+                raise yaml.YAMLError(f"init_args of {value['class_path']} are not options by name: {options}")
         if isinstance(value, dict | list):
             pending.extend(value.values() if isinstance(value, dict) else value)
     return loaded
