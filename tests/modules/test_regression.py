@@ -313,11 +313,6 @@ def test_other_precisions_run(precision, tmp_path):
     [
         (lambda: BayesianLogisticRegression(REBAR(), 3), TypeError, "REBAR supports Bernoulli.*got Laplace"),
         (lambda: BayesianLogisticRegression(Enumeration(), 3), TypeError, "got Laplace"),
-        (
-            lambda: BayesianLogisticRegression(StochasticBackprop(f_gradient=False), 3, posterior="normal"),
-            TypeError,
-            "no rule for Normal",
-        ),
         (lambda: BayesianLogisticRegression(REINFORCE(LearnedBaseline()), 3), ValueError, "context"),
         (lambda: BayesianLogisticRegression(Pathwise(), 3, prior="cauchy"), ValueError, "prior to be one of.*'cauchy'"),
         (lambda: BayesianLogisticRegression(Pathwise(), 3, posterior="gamma"), ValueError, "posterior.*'gamma'"),

@@ -16,6 +16,7 @@ from torch.distributions import (
     MultivariateNormal,
     Normal,
     OneHotCategorical,
+    Poisson,
     TransformedDistribution,
 )
 from torch.distributions.transforms import AffineTransform, TanhTransform
@@ -138,7 +139,8 @@ def test_relax_draws_both_relaxed_samples_given_the_action(monkeypatch):
 def supported(estimator):
     leaf = torch.zeros(B, 2, requires_grad=True)
     one_hot = OneHotCategorical(logits=leaf.unsqueeze(-1))
-    for q in (Bernoulli(logits=leaf), one_hot, Normal(leaf, torch.ones(B, 2)), Gamma(leaf.exp(), leaf.exp())):
+    continuous = Normal(leaf, torch.ones(B, 2)), Gamma(leaf.exp(), leaf.exp())
+    for q in (Bernoulli(logits=leaf), one_hot, *continuous, Poisson(leaf.exp())):
         try:
             estimator.check(Independent(q, 1))
         except TypeError:
