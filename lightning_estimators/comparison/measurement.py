@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,7 +175,8 @@ class _Turns:
             if seconds <= 0:
                 raise TimeoutError("the budget ended before its turn came.")
             with time_limit(seconds):
-                act(one)
+                # With context variables of its own: the alarm may keep a block from setting its own back.
+                copy_context().run(act, one)
         except (Exception, SystemExit) as error:
             one.put_back()
             if one.count < _FEWEST or not isinstance(error, TooSlowError):  # the budget may end during a draw

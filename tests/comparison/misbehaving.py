@@ -4,7 +4,9 @@ import time
 
 import torch
 
+from lightning_estimators.comparison.limits import TooSlowError
 from lightning_estimators.estimators import Estimate, StochasticBackprop
+from lightning_estimators.norm_layers import norms_kept
 
 
 class Planted(StochasticBackprop):
@@ -66,6 +68,15 @@ class Slow(StochasticBackprop):
     def estimate(self, q, leaves, f, context):
         time.sleep(self.seconds)
         return super().estimate(q, leaves, f, context)
+
+
+class NeverLeaves(StochasticBackprop):
+    """Is stopped in a block that it never leaves, as one does that an alarm interrupts on its way out."""
+
+    def estimate(self, q, leaves, f, context):
+        NeverLeaves.block = norms_kept()  # kept, since clearing it up would leave the block
+        NeverLeaves.block.__enter__()
+        raise TooSlowError
 
 
 class Interrupted(StochasticBackprop):

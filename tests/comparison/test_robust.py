@@ -24,6 +24,7 @@ from lightning_estimators.estimators import (
     StochasticBackprop,
 )
 from lightning_estimators.model_parts import gradient_estimators
+from lightning_estimators.norm_layers import norms_kept
 from tests.comparison import misbehaving
 from tests.comparison.misbehaving import (
     ChangesItsInput,
@@ -33,6 +34,7 @@ from tests.comparison.misbehaving import (
     Exits,
     Interrupted,
     Leaks,
+    NeverLeaves,
     NotANumber,
     Refuses,
     Slow,
@@ -151,6 +153,15 @@ def test_slow_candidates_are_stopped_and_others_go_on():
     assert "share of the budget" in result.rows[0].refused
     assert result.rows[2].draws > 10
     assert result.rows[1].step_seconds > 0.01
+
+
+def test_blocks_that_an_alarm_keeps_from_ending_end_with_the_candidate():
+    rows = compare((Q, cost), estimators=[NeverLeaves(), StochasticBackprop()], draws=5).rows
+    assert [row.refused is None for row in rows] == [False, True]
+    with norms_kept() as kept:
+        assert kept.is_outermost
+    with pytest.raises(ValueError, match="different Context"):
+        NeverLeaves.block.__exit__(None, None, None)  # takes its hook away, and then finds its variable gone
 
 
 def test_interruption_gives_what_there_is():
