@@ -151,7 +151,8 @@ class Frozen:
         """Go on from the last checkpoint that is not beyond the stage."""
         pl.seed_everything(self.spot.seed, verbose=False)
         model = self.spot.build(REINFORCE(LeaveOneOut(), num_samples=4), self.data.image_shape)
-        found = [int(other.stem.removeprefix("last-")) for other in self.folder.glob("*.ckpt")]
+        stems = (other.stem.removeprefix("last-") for other in self.folder.glob("*.ckpt"))
+        found = [int(stem) for stem in stems if stem.isdecimal()]  # a run that was terminated leaves `last.ckpt`
         begin = max((step for step in found if step < self.spot.stage), default=None)
         begun = [self.folder / name for name in (f"{begin}.ckpt", f"last-{begin}.ckpt")]
         keep = ModelCheckpoint(

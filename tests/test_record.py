@@ -103,6 +103,7 @@ def test_fitting_changes_what_an_estimator_learns_and_nothing_else(frozen):
 
 def test_trajectory_goes_on_from_an_earlier_stage_as_if_it_had_not_stopped(frozen, tmp_path):
     later = SPOT._replace(stage=5)
+    (frozen.folder / "last.ckpt").touch()  # as a run leaves it that was terminated
     resumed = Frozen(later, frozen.folder, frozen.data).model(REINFORCE()).state_dict()
     whole = Frozen(later, tmp_path, frozen.data).model(REINFORCE()).state_dict()
     first = frozen.model(REINFORCE()).state_dict()
