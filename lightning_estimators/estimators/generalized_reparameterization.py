@@ -79,7 +79,8 @@ class GeneralizedReparameterization(GradientEstimator):
         check_differentiable(self, value, z)
         # The density of the noise: that of y, times the derivative of y.
         log_density = (_log_density(base, y) + spread.log()).reshape(*value.shape, q.event_shape.numel()).sum(-1)
-        return Estimate(value + value.detach() * (log_density - log_density.detach()))
+        # Times 1, whose derivative is the score. f is no number there: the gradient has derivatives in weights of f.
+        return Estimate(value * (log_density - log_density.detach()).exp())
 
 
 def _moments(base: Distribution) -> tuple[Tensor, Tensor]:
