@@ -199,35 +199,15 @@ class Policies(Experiment):
         }
 
     def report(self, rows: Sequence[Row]) -> list[str]:
-        """Return a table for each environment."""
-        lines: list[str] = []
-        for (env, steps), group in grouped(rows, "env", "steps").items():
-            lines += [f"\n### {env}, {steps} environment steps\n"]
-            body = []
-            for (method, lr, critic_lr, rate), part in grouped(
-                group, "method", "lr", "critic_lr", "surrogate_lr"
-            ).items():
-                solved = sum(row["metrics"]["solved"] for row in part)
-                names = ("steps_to_solve", "episodes_to_solve", "final_return", "mean_return", "steps_per_cpu_second")
-                rates = f"{lr}, {critic_lr}" + (f", {rate}" if method in ("RELAX", "LAX") else "")
-                body.append(
-                    [
-                        str(method),
-                        rates,
-                        f"{solved:.0f} of {len(part)}",
-                        *(_stated(seeds(part, name)) for name in names),
-                    ]
-                )
-            head = [
-                *(
-                    "",
-                    "rates of policy, critic, surrogate",
-                    "solved",
-                    "steps to solve",
-                    "episodes to solve",
-                    "return at the end",
-                ),
-                *("mean return over training", "steps per CPU second"),
-            ]
-            lines += table(head, body)
-        return lines
+        """Return a table of all environments."""
+        names = ("steps_to_solve", "episodes_to_solve", "final_return", "mean_return", "steps_per_cpu_second")
+        body = []
+        for settings, part in grouped(rows, "env", "steps", "method", "lr", "critic_lr", "surrogate_lr").items():
+            env, steps, method, lr, critic_lr, surrogate_lr = settings
+            rates = f"{lr}, {critic_lr}" + (f", {surrogate_lr}" if method in ("RELAX", "LAX") else "")
+            solved = sum(row["metrics"]["solved"] for row in part)
+            figures = [_stated(seeds(part, name)) for name in names]
+            body.append([f"{env}, {int(steps):,} steps", str(method), rates, f"{solved:.0f} of {len(part)}", *figures])
+        head = ["environment", "", "rates of policy, critic, surrogate", "solved", "steps to solve"]
+        head += ["episodes to solve", "return at the end", "mean return over training", "steps per CPU second"]
+        return table(head, body)
