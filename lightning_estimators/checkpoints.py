@@ -8,17 +8,19 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
 import fsspec
 import torch
+import yaml
 from lightning.pytorch import LightningDataModule
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["TRUSTED_PACKAGES", "check_classes", "class_paths", "imported_class", "read_checkpoint"]
+__all__ = ["TRUSTED_PACKAGES", "check_classes", "class_paths", "hyper_parameters", "imported_class", "read_checkpoint"]
 
 TRUSTED_PACKAGES = frozenset({"lightning_estimators", "lightning", "torch", "torchmetrics", "torchvision"})
 """Packages that are imported because a checkpoint says so."""
@@ -118,6 +120,19 @@ def imported_class(path: str) -> type | None:
     module, _, name = str(path).rpartition(".")
     found = getattr(sys.modules.get(module), name, None)
     return found if isinstance(found, type) else None
+
+
+def hyper_parameters(cls: type, checkpoint: dict[str, Any], hparams_file: str | Path | None) -> dict[str, Any]:
+    """Return the hyper-parameters from which Lightning builds a module or data module: of the file, if there is one.
+
+    Args:
+        cls: The class, a `HyperparametersMixin`.
+        checkpoint: As `read_checkpoint` returns it.
+        hparams_file: A file with hyper-parameters to use instead of those in the checkpoint, or None.
+    """
+    if hparams_file is not None and str(hparams_file).endswith(("yaml", "yml")):
+        return yaml.safe_load(Path(hparams_file).read_text()) or {}
+    return dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY) or {})  # type: ignore[attr-defined]  # of the mixin
 
 
 def check_classes(configuration: Any, trusted: Collection[str] = ()) -> None:

@@ -167,6 +167,9 @@ def test_a_data_module_is_loaded_as_carefully(checkpoint, monkeypatch, tmp_path)
     torch.save(checkpoint | {Digits.CHECKPOINT_HYPER_PARAMS_KEY: {"env": "lying_here:Maze-v0"}}, "evil.ckpt")
     with pytest.raises(ValueError, match=r"lying_here.*import lying_here first"):
         Gymnasium.load_from_checkpoint("evil.ckpt")
+    Path("hparams.yaml").write_text("env: lying_here:Maze-v0")
+    with pytest.raises(ValueError, match=r"lying_here.*import lying_here first"):
+        Gymnasium.load_from_checkpoint("good.ckpt", hparams_file="hparams.yaml")
     assert "lying_here" not in sys.modules
     assert Digits.load_from_checkpoint(Path("good.ckpt").absolute().as_uri(), batch_size=7).batch_size == 7
 

@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 
-from lightning_estimators.checkpoints import check_classes, read_checkpoint
+from lightning_estimators.checkpoints import check_classes, hyper_parameters, read_checkpoint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +45,7 @@ class CheckedDataModule(pl.LightningDataModule):
         """
         weights_only = weights_only is not False
         checkpoint = read_checkpoint(checkpoint_path, weights_only=weights_only)
-        named = dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY) or {})
+        named = hyper_parameters(cls, checkpoint, hparams_file)
         built = {name: value for name, value in named.items() if name not in kwargs}
         check_classes(built, {"*"} if trust_checkpoint else {cls.__module__.partition(".")[0]})
         loaded: Self = super().load_from_checkpoint(

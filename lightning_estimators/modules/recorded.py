@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import yaml
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.parsing import AttributeDict
 
-from lightning_estimators.checkpoints import check_classes, imported_class, read_checkpoint
+from lightning_estimators.checkpoints import check_classes, hyper_parameters, imported_class, read_checkpoint
 from lightning_estimators.configurable import Configurable, Unrecorded, encode, import_path, unrecorded
 from lightning_estimators.modules.seeded import attached_trainer
 
@@ -126,9 +125,7 @@ class RecordedModule(Configurable, pl.LightningModule):
         """
         weights_only = weights_only is not False
         checkpoint = read_checkpoint(checkpoint_path, weights_only=weights_only)
-        named = dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY) or {})
-        if hparams_file is not None and str(hparams_file).endswith(("yaml", "yml")):
-            named = yaml.safe_load(Path(hparams_file).read_text()) or {}
+        named = hyper_parameters(cls, checkpoint, hparams_file)
         if "_class_path" in named and not issubclass(imported_class(named["_class_path"]) or object, cls):
             if inspect.isabstract(cls):
                 raise ValueError(
